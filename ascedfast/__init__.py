@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+"""Watches a diffusion sampler while it runs and repairs the regions that are becoming artifacts, in the same run."""
+
+import logging
+
+from ascedfast.config import AscedConfig
+from ascedfast.detect import artifact_mask
+from ascedfast.engine import Engine, begin
+from ascedfast.process import Coefficients
+from ascedfast.report import Region, Report, RowReport
+from ascedfast.schedule import Schedule
+
+__version__ = "0.1.0"
+__all__ = [
+    "AscedConfig",
+    "Coefficients",
+    "Engine",
+    "Region",
+    "Report",
+    "RowReport",
+    "Schedule",
+    "artifact_mask",
+    "asced",
+    "begin",
+    "disable_asced",
+    "enable_asced",
+    "is_asced_enabled",
+]
+
+logging.getLogger("ascedfast").addHandler(logging.NullHandler())
+
+_DIFFUSERS = ("asced", "disable_asced", "enable_asced", "is_asced_enabled")
+
+
+def __getattr__(name: str):
+    # The core works without diffusers; its adapter is imported when one of its names is first used.
+    if name in _DIFFUSERS:
+        try:
+            from ascedfast.adapters import diffusers
+        except ModuleNotFoundError as error:
+            raise ImportError(f"ascedfast.{name} needs diffusers: pip install 'ascedfast[diffusers]'") from error
+        return getattr(diffusers, name)
+    raise AttributeError(f"module 'ascedfast' has no attribute {name!r}")

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""ASCED in a diffusers pipeline, or on a scheduler used alone.
+
+handle = enable_asced(pipe)
+image = pipe(prompt, generator=generator).images[0]
+handle.report
+"""
+
+import contextlib
+import functools
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from diffusers import DiffusionPipeline, SchedulerMixin
+from torch import Tensor
+
+from ascedfast.adapters import class_swap
+from ascedfast.adapters.layout import PipelineContext
+from ascedfast.adapters.run import OnX0, SchedulerRun
+from ascedfast.adapters.schedules import refusal
+from ascedfast.config import AscedConfig
+from ascedfast.noise import seed_to_int64
+from ascedfast.report import Report
+
+logger = logging.getLogger("ascedfast")
+
+
+@dataclass(frozen=True)
+class Handle:
+    """What ``enable_asced`` returns."""
+
+    target: DiffusionPipeline | SchedulerMixin
+    scheduler: SchedulerMixin
+
+    @property
+    def enabled(self) -> bool:
+        return class_swap.STATE in self.scheduler.__dict__
+
+    @property
+    def config(self) -> AscedConfig:
+        return self._run.config
+
+    @property
+    def report(self) -> Report:
+        """The last run: masks at latent and image resolution, severity, regions, curves, seeds, mode. Empty before the
+        first step. A copy of the scheduler has a report of its own."""
+        return self._run.report
+
+    @property
+    def x0(self) -> Tensor | None:
+        """The last watched prediction of the clean sample in the sampler's layout, fp32. Do not write into it. With
+        ``on_x0`` or ``AscedConfig(record="run")`` there is one at every step."""
+        return self._run.x0
+
+    def disable(self) -> None:
+        """Same as ``disable_asced(target)``."""
+        disable_asced(self.target)
+
+    @property
+    def _run(self) -> SchedulerRun:
+        if not self.enabled:
+            raise ValueError("ASCED was disabled; read the report before")
+        return self.scheduler.__dict__[class_swap.STATE]
+
+
+def enable_asced(
+    pipe_or_scheduler: DiffusionPipeline | SchedulerMixin,
+    config: AscedConfig | None = None,
+    *,
+    seeds: Sequence[int] | int | None = None,
+    grid: tuple[int, int] | None = None,
+    on_x0: OnX0 | None = None,
+) -> Handle:
+    """Watch every run of a pipeline, or of a scheduler, and repair it at T_c.
+
+    Args:
+        pipe_or_scheduler: a pipeline, or a DDIM, Euler, FlowMatchEuler or DPMSolverMultistep scheduler.
+        config: default ``AscedConfig.fast()``.
+        seeds: one 64-bit seed a sample of the batch, for the noise of the correction; an int for all images of one
+            request. Default: the seeds of the generators that the pipeline was called with, else a fresh one, stated
+            in the report. The generators themselves are never drawn from.
+        grid: (height, width) in locations of packed latents [B, S, C], where the pipeline cannot tell.
+        on_x0: called as on_x0(step, timestep, x0_hat) at every step; x0_hat in the sampler's layout, fp32.
+    Returns: a handle with the report. Mutates: the object's class, until ``disable_asced``.
+    Raises: TypeError for an object without a scheduler or a wrong config; ValueError for an unsupported scheduler or
+        one that is enabled already. Then nothing is changed.
+    """
+    config = AscedConfig() if config is None else config
+    if not isinstance(config, AscedConfig):
+        raise TypeError(f"config must be an AscedConfig, got {type(config).__name__}")
+    scheduler = _scheduler_of(pipe_or_scheduler)
+    if class_swap.STATE in scheduler.__dict__:
+        raise ValueError("ASCED is already enabled here; call disable_asced first")
+    if grid is not None and (len(grid) != 2 or any(not isinstance(side, int) or side < 1 for side in grid)):
+        raise ValueError(f"grid must be (height, width) in locations, got {grid!r}")
+    seeds = _checked_seeds(seeds)
+    why = refusal(scheduler)
+    if why is not None:
+        raise ValueError(why)
+    scheduler.__dict__[class_swap.STATE] = SchedulerRun(config, seeds, grid, on_x0)
+    _swap_scheduler(scheduler)
+    if scheduler is not pipe_or_scheduler:
+        _swap_pipeline(pipe_or_scheduler)
+    return Handle(pipe_or_scheduler, scheduler)
+
+
+def disable_asced(pipe_or_scheduler: DiffusionPipeline | SchedulerMixin) -> None:
+    """Give the scheduler (and the pipeline) its own class back. Does nothing where ASCED is not enabled."""
+    scheduler = _scheduler_of(pipe_or_scheduler)
+    class_swap.restore(scheduler)
+    if scheduler is not pipe_or_scheduler:
+        class_swap.restore(pipe_or_scheduler)
+
+
+def is_asced_enabled(pipe_or_scheduler: DiffusionPipeline | SchedulerMixin) -> bool:
+    """Whether the next run is watched."""
+    return class_swap.STATE in _scheduler_of(pipe_or_scheduler).__dict__
+
+
+@contextlib.contextmanager
+def asced(
+    pipe_or_scheduler: DiffusionPipeline | SchedulerMixin, config: AscedConfig | None = None, **options: Any
+) -> Iterator[Handle]:
+    """``enable_asced`` for the length of a ``with`` block. Read the report inside it."""
+    handle = enable_asced(pipe_or_scheduler, config, **options)
+    try:
+        yield handle
+    finally:
+        handle.disable()
+
+
+def _scheduler_of(obj: Any) -> SchedulerMixin:
+    scheduler = obj if isinstance(obj, SchedulerMixin) else getattr(obj, "scheduler", None)
+    if not isinstance(scheduler, SchedulerMixin):
+        raise TypeError(f"expected a diffusers pipeline or scheduler, got {type(obj).__name__}")
+    return scheduler
+
+
+def _checked_seeds(seeds: Sequence[int] | int | None) -> tuple[int, ...] | int | None:
+    if seeds is None:
+        return None
+    many = (seeds,) if isinstance(seeds, int) else tuple(seeds)
+    if not many:
+        raise ValueError("seeds is empty: give one seed a sample, or None")
+    for seed in many:
+        seed_to_int64(seed)
+    return seeds if isinstance(seeds, int) else many
+
+
+def _swap_scheduler(scheduler: Any) -> Any:
+    if not class_swap.is_swapped(scheduler):
+        scheduler.__class__ = _scheduler_class(type(scheduler))
+    return scheduler
+
+
+def _swap_pipeline(pipe: Any) -> Any:
+    if not class_swap.is_swapped(pipe):
+        pipe.__class__ = _pipeline_class(type(pipe))
+    return pipe
+
+
+@functools.cache
+def _scheduler_class(base: type) -> type:
+    @functools.wraps(base.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run = self.__dict__.get(class_swap.STATE)
+        return base.step(self, *args, **kwargs) if run is None else run.step(self, base.step, args, kwargs)
+
+    @functools.wraps(base.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = base.set_timesteps(self, *args, **kwargs)
+        if class_swap.STATE in self.__dict__:
+            self.__dict__[class_swap.STATE].new_timesteps()
+        return result
+
+    return class_swap.make_subclass(base, {"step": step, "set_timesteps": set_timesteps}, _swap_scheduler)
+
+
+@functools.cache
+def _pipeline_class(base: type) -> type:
+    """The pipeline tells its scheduler's run the generators and the image size; it computes as before."""
+    call_signature = inspect.signature(base.__call__)
+
+    @functools.wraps(base.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run = self.scheduler.__dict__.get(class_swap.STATE)
+        if run is None:
+            logger.warning("the pipeline's scheduler was replaced: ASCED is off; call enable_asced again")
+            return base.__call__(self, *args, **kwargs)
+        given = call_signature.bind_partial(self, *args, **kwargs).arguments
+        scale = getattr(self, "vae_scale_factor", 1) if getattr(self, "vae", None) is not None else 1
+        run.context = PipelineContext(given.get("generator"), given.get("height"), given.get("width"), scale)
+        try:
+            return base.__call__(self, *args, **kwargs)
+        finally:
+            run.context = PipelineContext()
+
+    methods = {"__call__": __call__}
+    if hasattr(base, "prepare_latents"):
+        latents_signature = inspect.signature(base.prepare_latents)
+
+        @functools.wraps(base.prepare_latents)
+        def prepare_latents(self: Any, *args: Any, **kwargs: Any) -> Any:
+            run = self.scheduler.__dict__.get(class_swap.STATE)
+            if run is not None:
+                given = latents_signature.bind_partial(self, *args, **kwargs).arguments
+                known = {key: given[key] for key in ("generator", "height", "width") if given.get(key) is not None}
+                run.context = replace(run.context, **known)
+            return base.prepare_latents(self, *args, **kwargs)
+
+        methods["prepare_latents"] = prepare_latents
+    return class_swap.make_subclass(base, methods, _swap_pipeline)

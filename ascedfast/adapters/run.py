@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""One scheduler's ASCED state: binds each ``step`` call to the engine and repairs the solver's history."""
+
+import functools
+import inspect
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from ascedfast.adapters import layout
+from ascedfast.adapters.schedules import schedule_of, supported_base
+from ascedfast.config import AscedConfig
+from ascedfast.engine import Engine
+from ascedfast.report import Report
+
+OnX0 = Callable[[int, Any, Tensor], None]
+
+
+class SchedulerRun:
+    """State of an enabled scheduler; lives in its ``__dict__`` and is replaced by a fresh one in copies."""
+
+    def __init__(
+        self,
+        config: AscedConfig,
+        seeds: Sequence[int] | int | None = None,
+        grid: tuple[int, int] | None = None,
+        on_x0: OnX0 | None = None,
+    ) -> None:
+        self.config = config
+        self.seeds = seeds
+        self.grid = grid
+        self.on_x0 = on_x0
+        self.context = layout.PipelineContext()
+        self.x0: Tensor | None = None
+        self._engine: Engine | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._shape: torch.Size | None = None
+        self._index = -1
+        self._edited: Tensor | None = None
+
+    def fresh(self) -> "SchedulerRun":
+        """The same settings without a run: what a copy of the scheduler starts with. The callback stays behind, since
+        it belongs to the original's caller."""
+        return SchedulerRun(self.config, self.seeds, self.grid)
+
+    @property
+    def report(self) -> Report:
+        """The last run's report."""
+        rows = [] if self._engine is None else self._engine.report.rows
+        return Report(rows, None if self._engine is None else self._image_size)
+
+    def new_timesteps(self) -> None:
+        """``set_timesteps`` was called: the next step begins a run. The last report stays until then."""
+        self._reset()
+
+    def step(self, scheduler: Any, stock: Callable, args: tuple, kwargs: dict) -> Any:
+        """Run the stock step, watch it, and correct what it returns when T_c has come."""
+        call = dict(zip(_parameters(stock), args, strict=False)) | kwargs
+        if not {"model_output", "timestep", "sample"} <= call.keys():
+            return stock(scheduler, *args, **kwargs)  # raises the stock's own error
+        if call.get("per_token_timesteps") is not None:
+            raise ValueError("ASCED does not support per_token_timesteps: call disable_asced first")
+        m, timestep, x = call["model_output"], call["timestep"], call["sample"]
+        index = self._index_of(scheduler, timestep)
+        if self._shape != x.shape or index != self._index + 1:
+            self._begin(scheduler, index, x, call.get("generator"))
+        if self._edited is not None:
+            _fill_history(scheduler, m, x, self._edited)
+            self._edited = None
+        out = stock(scheduler, *args, **kwargs)
+        self._index = index
+        self._watch(scheduler, call, out)
+        previous = out[0] if isinstance(out, tuple) else out.prev_sample
+        mask = self._engine.correct_(self._view(previous))
+        if mask is not None:
+            self._edited = mask if x.dim() == 4 else mask.flatten(2).transpose(1, 2)
+        return out
+
+    def _begin(self, scheduler: Any, index: int, x: Tensor, generator: object) -> None:
+        """Add one row a sample to a new engine."""
+        self._reset()
+        schedule = schedule_of(scheduler)
+        self._view, grid = layout.to_grid(x, self.context, self.grid)
+        self._image_size = layout.image_size(self.context, grid)
+        engine = Engine()
+        for seed, draw in self._row_seeds(x, generator):
+            engine.add(schedule, self.config, seed=seed, draw=draw, first=index)
+        self._engine, self._shape, self.x0 = engine, x.shape, None
+
+    def _row_seeds(self, x: Tensor, generator: object) -> list[tuple[int, int]]:
+        """(seed, draw) of each row. Rows of one request share its seed and are told apart by the draw."""
+        generator = self.context.generator if generator is None else generator
+        seeds = self.seeds
+        if seeds is None and isinstance(generator, list | tuple) and generator:
+            seeds = [one.initial_seed() for one in generator]
+        if seeds is None:
+            seeds = generator.initial_seed() if isinstance(generator, torch.Generator) else secrets.randbits(64)
+        if isinstance(seeds, int):
+            return [(seeds, draw) for draw in range(len(x))]
+        n = len(seeds)
+        # DiT's pipeline steps every sample twice, as its guided and its unguided half.
+        doubled = len(x) == 2 * n and torch.equal(x[:n], x[n:])
+        if len(x) != n and not doubled:
+            raise ValueError(f"{n} seeds (or generators) were given, the run has {len(x)} rows: give one a row")
+        return [(seed, 0) for seed in seeds] * (2 if doubled else 1)
+
+    def _index_of(self, scheduler: Any, timestep: Any) -> int:
+        """Index in the schedule of the step that is about to run."""
+        if supported_base(scheduler) is not DDIMScheduler:
+            if scheduler.step_index is not None:
+                return scheduler.step_index
+            if scheduler.begin_index is not None:
+                return scheduler.begin_index
+            return scheduler.index_for_timestep(timestep)
+        following = self._index + 1
+        if self._shape is not None and following < len(scheduler.timesteps) and _on_accelerator(timestep):
+            return following  # reading the timestep back would stall the device
+        timesteps = scheduler.timesteps.tolist()
+        if int(timestep) not in timesteps:
+            raise ValueError(f"timestep {int(timestep)} is not one of scheduler.timesteps {timesteps}")
+        return timesteps.index(int(timestep))
+
+    def _watch(self, scheduler: Any, call: dict[str, Any], out: Any) -> None:
+        if not (self.on_x0 or self._engine.wants_step()):
+            self._engine.skip()
+            return
+        x, m = call["sample"], call["model_output"]
+        if _is_nonlinear(scheduler, call):
+            x0 = self._engine.observe(self._view(x), x0=self._view(_own_x0(scheduler, out)))
+        else:
+            m = m[:, : x.shape[1]] if x.dim() == 4 else m  # learned variance doubles the channels
+            x0 = self._engine.observe(self._view(x), self._view(m))
+        self.x0 = x0 if x.dim() == 4 else x0.flatten(2).transpose(1, 2)
+        if self.on_x0:
+            self.on_x0(self._index, call["timestep"], self.x0)
+
+
+@functools.cache
+def _parameters(step: Callable) -> tuple[str, ...]:
+    """Names of the parameters of a scheduler's step, without self."""
+    return tuple(inspect.signature(step).parameters)[1:]
+
+
+def _on_accelerator(timestep: Any) -> bool:
+    return isinstance(timestep, Tensor) and timestep.device.type != "cpu"
+
+
+def _is_nonlinear(scheduler: Any, call: dict[str, Any]) -> bool:
+    """The sampler's x0_hat is not a*x + b*m of what ``step`` was given."""
+    return bool(scheduler.config.get("thresholding")) or (
+        call.get("s_churn", 0) > 0 and not isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    )
+
+
+def _own_x0(scheduler: Any, out: Any) -> Tensor:
+    if isinstance(scheduler, DPMSolverMultistepScheduler):
+        return scheduler.model_outputs[-1]
+    return out[1] if isinstance(out, tuple) else out.pred_original_sample
+
+
+def _fill_history(scheduler: Any, m: Tensor, x: Tensor, mask: Tensor) -> None:
+    """Inside the mask, the solver's memory becomes what it would be had the sample always been on this trajectory.
+
+    DPM-Solver++ extrapolates from older predictions, which belong to the state before the edit. Out of place: the
+    entries may be tensors of the caller.
+    """
+    if isinstance(scheduler, DPMSolverMultistepScheduler) and scheduler.config.solver_order > 1:
+        current = scheduler.convert_model_output(m, sample=x)
+        scheduler.model_outputs = [
+            old if old is None else torch.where(mask, current, old) for old in scheduler.model_outputs
+        ]

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""The noise levels of diffusers' schedulers as a ``Schedule``, read once at the first step of a run.
+
+Not at ``set_timesteps``: some pipelines write into ``sigmas`` in between.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+)
+
+from ascedfast import process
+from ascedfast.adapters.class_swap import stock_class
+from ascedfast.schedule import Schedule
+
+SUPPORTED: tuple[type, ...] = (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    DPMSolverMultistepScheduler,
+)
+
+
+def supported_base(scheduler: SchedulerMixin) -> type | None:
+    """The supported class whose ``step`` this scheduler runs, or None."""
+    for base in SUPPORTED:
+        if isinstance(scheduler, base) and stock_class(scheduler).step is base.step:
+            return base
+    return None
+
+
+def refusal(scheduler: SchedulerMixin) -> str | None:
+    """Why this scheduler cannot be watched, in words for the user; None when it can."""
+    base = supported_base(scheduler)
+    if base is None:
+        names = ", ".join(cls.__name__ for cls in SUPPORTED)
+        return f"{type(scheduler).__name__} is not supported (or overrides step); supported schedulers: {names}"
+    config = scheduler.config
+    prediction = config.get("prediction_type", "epsilon")
+    if base is DDIMScheduler and config.rescale_betas_zero_snr and prediction == "epsilon":
+        return (
+            "DDIMScheduler with rescale_betas_zero_snr and prediction_type='epsilon' divides by zero at its first "
+            "step (its own samples are NaN too); use prediction_type='v_prediction' or rescale_betas_zero_snr=False"
+        )
+    if base is DPMSolverMultistepScheduler and config.thresholding and "++" not in config.algorithm_type:
+        return "dynamic thresholding is supported with algorithm_type 'dpmsolver++' and 'sde-dpmsolver++' only"
+    return None
+
+
+def schedule_of(scheduler: SchedulerMixin) -> Schedule:
+    """All levels of the run that ``scheduler`` is set to; ``set_timesteps`` must have been called."""
+    if scheduler.num_inference_steps is None:
+        raise ValueError("call scheduler.set_timesteps before the first step")
+    return _BUILDERS[supported_base(scheduler)](scheduler)
+
+
+def _ddim(scheduler: DDIMScheduler) -> Schedule:
+    config = scheduler.config
+    kind = {"epsilon": process.eps, "v_prediction": process.v, "sample": process.sample}[config.prediction_type]
+    abar = scheduler.alphas_cumprod.double().tolist()
+    timesteps = [int(t) for t in scheduler.timesteps.tolist()]
+    # DDIM steps to t - T/N, which is not always the next entry of its timesteps.
+    stride = config.num_train_timesteps // scheduler.num_inference_steps
+    after = [abar[t - stride] if t >= stride else float(scheduler.final_alpha_cumprod) for t in timesteps]
+    return Schedule(
+        tuple(kind(abar[t] ** 0.5, (1 - abar[t]) ** 0.5) for t in timesteps),
+        tuple((value**0.5, (1 - value) ** 0.5) for value in after),
+        clip=config.clip_sample_range if config.clip_sample and not config.thresholding else None,
+        linear_beta=_is_paper_setting(scheduler, timesteps),
+    )
+
+
+def _euler(scheduler: EulerDiscreteScheduler) -> Schedule:
+    kinds = {"epsilon": process.ve_eps, "v_prediction": process.ve_v, "sample": process.ve_sample}
+    kinds["original_sample"] = process.ve_sample
+    sigmas = scheduler.sigmas.double().tolist()
+    kind = kinds[scheduler.config.prediction_type]
+    return Schedule(
+        tuple(map(kind, sigmas[:-1])),
+        tuple((1.0, sigma) for sigma in sigmas[1:]),
+        linear_beta=_is_paper_setting(scheduler, scheduler.timesteps.tolist()),
+    )
+
+
+def _flow_match_euler(scheduler: FlowMatchEulerDiscreteScheduler) -> Schedule:
+    kind = process.inverted_flow if scheduler.config.invert_sigmas else process.flow
+    levels = [kind(s) for s in scheduler.sigmas.double().tolist()]
+    return Schedule(tuple(levels[:-1]), tuple((level.alpha, level.sigma) for level in levels[1:]))
+
+
+def _dpm_solver_multistep(scheduler: DPMSolverMultistepScheduler) -> Schedule:
+    config = scheduler.config
+    kinds: dict[str, Callable[[float, float], process.Coefficients]] = {
+        "epsilon": process.eps,
+        "v_prediction": process.v,
+        "sample": process.sample,
+        "flow_prediction": lambda alpha, sigma: process.flow(sigma),
+    }
+    kind = kinds[config.prediction_type]
+    pairs = [_alpha_sigma(s, config.use_flow_sigmas) for s in scheduler.sigmas.double().tolist()]
+    return Schedule(
+        tuple(kind(*pair) for pair in pairs[:-1]),
+        tuple(pairs[1:]),
+        linear_beta=_is_paper_setting(scheduler, scheduler.timesteps.tolist()),
+    )
+
+
+def _alpha_sigma(sigma: float, flow: bool) -> tuple[float, float]:
+    if flow:
+        return 1 - sigma, sigma
+    alpha = 1 / (sigma * sigma + 1) ** 0.5
+    return alpha, sigma * alpha
+
+
+def _is_paper_setting(scheduler: SchedulerMixin, timesteps: Sequence[float]) -> bool:
+    """Noise prediction with linear betas at evenly spaced timesteps from full noise."""
+    config = scheduler.config
+    if config.beta_schedule != "linear" or config.prediction_type != "epsilon" or config.trained_betas is not None:
+        return False
+    if config.get("rescale_betas_zero_snr"):
+        return False
+    if any(config.get(f"use_{name}") for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")):
+        return False
+    total, steps = config.num_train_timesteps, len(timesteps)
+    gaps = [early - late for early, late in itertools.pairwise(timesteps)]
+    even = all(abs(gap - sum(gaps) / len(gaps)) <= 1.5 for gap in gaps)
+    return even and timesteps[0] >= total - total / steps - 2
+
+
+_BUILDERS: dict[type, Callable[..., Schedule]] = {
+    DDIMScheduler: _ddim,
+    EulerDiscreteScheduler: _euler,
+    FlowMatchEulerDiscreteScheduler: _flow_match_euler,
+    DPMSolverMultistepScheduler: _dpm_solver_multistep,
+}

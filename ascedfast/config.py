@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""Settings of one request, frozen and checked when made."""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+Mode = Literal["official", "paper", "fast"]
+MODES: tuple[Mode, ...] = ("official", "paper", "fast")
+HALF_GREY_LEVEL = 0.5 / 127.5
+"""Half of one of 256 grey levels, for pixels in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class AscedConfig:
+    """How artifacts are found and repaired. The defaults are ``AscedConfig.fast()``.
+
+    Lengths are in pixels, or latent locations, of a grid of ``reference_size`` x ``reference_size`` and are scaled by
+    sqrt(H*W)/reference_size (areas by its square); with ``reference_size=None`` they are taken as they are.
+
+    Attributes:
+        mode: which signal is watched. "official": 8-bit grey levels of x0_hat, all channels, as the released code.
+            "paper": the weighted score w(t)*s_t, all channels. "fast": one channel, |change of x0_hat|.
+        mad_scale: a location is abnormal above median + mad_scale * 1.4826 * MAD.
+        mad_floor: lower bound of the MAD; units of x0_hat ("official": grey levels).
+        blur_sigma: standard deviation of the Gaussian smoothing.
+        min_area, max_area: a region is kept where min_area < locations < max_area, both strict.
+        core_width: and where it holds a full square of this width.
+        connectivity: 4 or 8 neighbours.
+        grow: the corrected mask is the kept regions grown by this much (a square, not a disc).
+        channels: "mean" or "max", how "fast" reduces channels; the other modes keep them.
+        t_c: when to correct. None: by rule (see ``schedule.plan_run``). int: after that many executed steps.
+            float in (0, 1): that share of the executed steps.
+        window_start: first executed step that is watched. None: by rule. int or float as for ``t_c``, from 0.
+        correct: False only observes and reports.
+        x0_noise: standard deviation of the noise added to x0_hat before it is noised again; units of x0_hat.
+        record: "window" keeps the dynamics of the steps up to t_c, "run" those of every step, for the report.
+        backend: "auto", "triton", "native" or "reference"; an explicit choice that cannot be met raises.
+    """
+
+    mode: Mode = "fast"
+    mad_scale: float = 3.0
+    mad_floor: float = HALF_GREY_LEVEL
+    blur_sigma: float = 2.0
+    min_area: float = 100
+    max_area: float = 10000
+    core_width: int = 5
+    connectivity: Literal[4, 8] = 4
+    grow: int = 5
+    reference_size: int | None = 256
+    channels: Literal["mean", "max"] = "mean"
+    t_c: int | float | None = None
+    window_start: int | float | None = None
+    correct: bool = True
+    x0_noise: float = 0.0
+    record: Literal["window", "run"] = "window"
+    backend: Literal["auto", "triton", "native", "reference"] = "auto"
+
+    @classmethod
+    def fast(cls, **changes: Any) -> Self:
+        """The released algorithm on one float channel, sizes scaled to the grid. The default."""
+        return cls._preset({}, changes)
+
+    @classmethod
+    def official(cls, **changes: Any) -> Self:
+        """The released code bit for bit: absolute sizes, no MAD floor, banked from the first step."""
+        return cls._preset({"mode": "official", "mad_floor": 0.0, "reference_size": None, "channels": "max"}, changes)
+
+    @classmethod
+    def paper(cls, **changes: Any) -> Self:
+        """Algorithm 1 of arXiv 2503.16218 with the repairs it needs."""
+        preset = {
+            "mode": "paper",
+            "mad_floor": 0.0,
+            "blur_sigma": 0.0,
+            "min_area": 0,
+            "max_area": math.inf,
+            "core_width": 1,
+            "grow": 0,
+            "reference_size": None,
+            "channels": "max",
+            "x0_noise": 0.1,
+        }
+        return cls._preset(preset, changes)
+
+    @classmethod
+    def for_mode(cls, mode: str, **changes: Any) -> Self:
+        """The preset of that name."""
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
+        return getattr(cls, mode)(**changes)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of ``to_dict``; missing keys take the defaults of ``values["mode"]``. TypeError on unknown keys."""
+        rest = {key: math.inf if value == "inf" else value for key, value in values.items()}
+        return cls.for_mode(rest.pop("mode", "fast"), **rest)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold (an unbounded area is written as "inf")."""
+        values = dataclasses.asdict(self)
+        return {key: "inf" if value == math.inf else value for key, value in values.items()}
+
+    @classmethod
+    def _preset(cls, preset: dict[str, Any], changes: dict[str, Any]) -> Self:
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in changes:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise TypeError(f"AscedConfig has no setting {key!r}{hint} (it has {', '.join(known)})")
+        if changes.get("mode", preset.get("mode", "fast")) != preset.get("mode", "fast"):
+            raise ValueError(f"mode is fixed by the preset; use AscedConfig.{changes['mode']}(...)")
+        return cls(**{**preset, **changes})
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, name: str, wanted: str) -> None:
+            if not ok:
+                raise ValueError(f"AscedConfig.{name} must be {wanted}, got {getattr(self, name)!r}")
+
+        def number(name: str) -> bool:
+            value = getattr(self, name)
+            return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+        def whole(name: str) -> bool:
+            return isinstance(getattr(self, name), int) and not isinstance(getattr(self, name), bool)
+
+        check(self.mode in MODES, "mode", f"one of {', '.join(MODES)}")
+        for name in ("mad_scale", "mad_floor", "blur_sigma", "min_area", "x0_noise"):
+            check(number(name) and 0 <= getattr(self, name) < math.inf, name, "a finite number >= 0")
+        check(number("max_area") and self.max_area > self.min_area, "max_area", f"above min_area ({self.min_area})")
+        check(whole("core_width") and self.core_width >= 1, "core_width", "an int >= 1")
+        check(whole("grow") and self.grow >= 0, "grow", "an int >= 0")
+        check(self.connectivity in (4, 8), "connectivity", "4 or 8")
+        check(
+            self.reference_size is None or (whole("reference_size") and self.reference_size >= 1),
+            "reference_size",
+            "an int >= 1 or None",
+        )
+        check(self.channels in ("mean", "max"), "channels", "'mean' or 'max'")
+        check(self.mode == "fast" or self.channels == "max", "channels", f"'max' in mode {self.mode!r}")
+        for name, least in (("t_c", 1), ("window_start", 0)):
+            value = getattr(self, name)
+            share = isinstance(value, float) and (0 < value < 1 or (value == 0 and least == 0))
+            check(
+                value is None or share or (whole(name) and value >= least),
+                name,
+                f"None, an int >= {least} or a float between 0 and 1",
+            )
+        both = type(self.t_c), type(self.window_start)
+        check(
+            both not in ((int, int), (float, float)) or self.window_start < self.t_c,
+            "window_start",
+            f"before t_c ({self.t_c}), or the window is empty",
+        )
+        check(isinstance(self.correct, bool), "correct", "True or False")
+        check(self.record in ("window", "run"), "record", "'window' or 'run'")
+        backends = ("auto", "triton", "native", "reference")
+        check(self.backend in backends, "backend", f"one of {', '.join(backends)}")
+
+    def sizes(self, grid: tuple[int, ...]) -> "Sizes":
+        """The lengths of this configuration on a grid whose last two axes are (H, W), in its locations."""
+        scale = 1.0
+        if self.reference_size is not None:
+            scale = math.sqrt(grid[-2] * grid[-1]) / self.reference_size
+        return Sizes(
+            blur_sigma=self.blur_sigma * scale,
+            min_area=self.min_area * scale**2,
+            max_area=self.max_area * scale**2,
+            core_width=max(1, math.floor(self.core_width * scale + 0.5)),
+            grow=math.floor(self.grow * scale + 0.5),
+        )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Lengths in locations of one grid, areas in locations; see the attributes of ``AscedConfig``."""
+
+    blur_sigma: float
+    min_area: float
+    max_area: float
+    core_width: int
+    grow: int

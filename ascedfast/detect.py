@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""From what was seen of a run to the mask of its artifacts: signal, threshold, regions."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ascedfast import ops, reference
+from ascedfast.config import HALF_GREY_LEVEL, AscedConfig
+
+
+class Detection(NamedTuple):
+    """What was found in R rows.
+
+    mask: bool [R, *grid], the kept regions before growth. grown: the mask that is corrected.
+    z: float32 [R, *grid], the largest robust z of the window. labels: int32 [R, *grid], all regions, also dropped.
+    """
+
+    mask: Tensor
+    grown: Tensor
+    z: Tensor
+    labels: Tensor
+
+
+def grey_levels(x0: Tensor) -> Tensor:
+    """Predictions in [-1, 1] as the released code's images: uint8, truncated. NaN gives an undefined level."""
+    # Not x*127.5 + 127.5: it rounds differently at the edges of a level.
+    return ((x0 + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+
+
+def weighted_score(x: Tensor, x0: Tensor, alpha: Tensor) -> Tensor:
+    """w(t)*s_t = -(sigma/alpha)*e = x0 - x/alpha (arXiv 2503.16218, Eqs 3 and 4). [R, C, *grid]; alpha [R] or 0-dim."""
+    return x0 - x.to(x0.dtype) / alpha.to(x0.dtype).reshape(-1, *([1] * (x.dim() - 1)))
+
+
+def maps_of(frames: Tensor, config: AscedConfig) -> Tensor:
+    """Changes between adjacent frames, the non-negative maps that are thresholded.
+
+    Args: frames: [K, R, C, *grid]; uint8 grey levels in mode "official", floats otherwise.
+    Returns: float32 [K-1, R, C, *grid], with one channel in mode "fast".
+    """
+    if config.mode == "official":
+        return (frames[1:].to(torch.int16) - frames[:-1].to(torch.int16)).abs().float()
+    if config.mode == "paper":
+        return (frames[1:] - frames[:-1]).abs()
+    pairs = zip(frames[1:], frames[:-1], strict=True)
+    return torch.stack([reference.dynamics(new, old, config.channels) for new, old in pairs])[:, :, None]
+
+
+def detect(maps: Tensor, config: AscedConfig, finite: Tensor) -> Detection:
+    """Threshold the maps of a window and keep the regions that pass the area and width rules.
+
+    Args:
+        maps: float32 [K, R, C, *grid].
+        finite: bool [R]; a row that saw NaN or Inf gets an empty mask.
+    """
+    grid = tuple(maps.shape[3:])
+    sizes = config.sizes(grid)
+    unit = 0.5 if config.mode == "official" else HALF_GREY_LEVEL
+    flags, z = ops.robust_threshold(
+        maps,
+        mad_scale=config.mad_scale,
+        mad_floor=config.mad_floor,
+        blur_sigma=sizes.blur_sigma,
+        z_floor=max(config.mad_floor, unit),
+        backend=config.backend,
+    )
+    flags = flags & finite.view(-1, *([1] * len(grid)))
+    connectivity = config.connectivity if len(grid) == 2 else {4: 6, 8: 26}[config.connectivity]
+    labels, mask = ops.label_regions(
+        flags,
+        connectivity=connectivity,
+        min_area=sizes.min_area,
+        max_area=sizes.max_area,
+        core_width=sizes.core_width,
+        backend=config.backend,
+    )
+    return Detection(mask, ops.dilate_mask(mask, sizes.grow, backend=config.backend), z, labels)
+
+
+def artifact_mask(frames: Tensor, config: AscedConfig | None = None) -> Tensor:
+    """The artifact regions of a window of predictions, before the growth that the correction adds.
+
+    Args:
+        frames: float [K, B, C, H, W], K >= 2, the predictions x0_hat of consecutive steps in [-1, 1]; all K are the
+            window. In mode "paper" the weighted scores w(t)*s_t instead (any values). Computed in float32.
+        config: ``AscedConfig.official()`` gives the released mask function with its defaults, bit for bit (C of 1 or
+            3; numpy >= 2 on x86-64). Default: ``AscedConfig.fast()``.
+    Returns: bool [B, 1, H, W]. A sample with NaN or Inf in a frame has an empty mask and touches no other.
+    Raises: TypeError for a wrong dtype or config, ValueError for a wrong shape.
+    """
+    config = AscedConfig() if config is None else config
+    if not isinstance(config, AscedConfig):
+        raise TypeError(f"config must be an AscedConfig, got {type(config).__name__}")
+    if not isinstance(frames, Tensor) or not frames.is_floating_point():
+        raise TypeError(f"frames must be a float tensor, got {getattr(frames, 'dtype', type(frames).__name__)}")
+    if frames.dim() != 5:
+        raise ValueError(f"frames must be [K, B, C, H, W], got {tuple(frames.shape)}")
+    if frames.shape[0] < 2:
+        raise ValueError(f"a window needs at least two frames, got {frames.shape[0]}")
+    if 0 in frames.shape[2:]:
+        raise ValueError(f"frames has an empty axis: {tuple(frames.shape)}")
+    if frames.shape[1] == 0:
+        return torch.zeros(0, 1, *frames.shape[3:], dtype=torch.bool, device=frames.device)
+    with torch.no_grad():
+        frames = frames.float()
+        finite = frames.isfinite().flatten(2).all(2).all(0)
+        if config.mode == "official":
+            frames = grey_levels(frames)
+        return detect(maps_of(frames, config), config, finite).mask[:, None]

@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: MIT
+"""The engine: watches the rows of a batch step by step and corrects each once, at its own T_c.
+
+Every row is a request with its own schedule, step, seed, settings and on/off; a pipeline is the case where all rows
+agree. The engine knows tensors and schedules, no sampler:
+
+    run = ascedfast.begin(schedule, config, seeds=[0, 1])
+    for k, t in enumerate(timesteps):
+        m = denoiser(x, t)
+        run.observe(x, m)          # x0_hat = a*x + b*m, and what changed since the last step
+        x = solver_step(m, t, x)
+        run.correct_(x)            # in place, at T_c only
+    run.report
+"""
+
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ascedfast import detect, ops
+from ascedfast.config import AscedConfig
+from ascedfast.noise import seed_to_int64
+from ascedfast.report import Report, RowReport
+from ascedfast.schedule import Plan, Schedule, plan_run
+
+logger = logging.getLogger("ascedfast")
+
+
+@dataclass(eq=False)
+class Row:
+    """State of one request. ``step`` counts executed steps; ``bank`` holds what its mode keeps of each step."""
+
+    id: int
+    schedule: Schedule
+    config: AscedConfig
+    seed: int
+    draw: int
+    first: int
+    plan: Plan
+    enabled: bool = True
+    step: int = 0
+    bank: list[Tensor] = field(default_factory=list)
+    dynamics: list[tuple[int, Tensor]] = field(default_factory=list)
+    finite: Tensor | None = None
+    x0: Tensor | None = None
+    detection: detect.Detection | None = None
+
+    @property
+    def watched(self) -> bool:
+        """The window is open at this step."""
+        return self.enabled and self.plan.reason is None and self.plan.start <= self.step < self.plan.t_c
+
+    @property
+    def wanted(self) -> bool:
+        """The dynamics of this step go into the report, or feed the next step's."""
+        return self.enabled and (self.watched or self.config.record == "run")
+
+    @property
+    def due(self) -> bool:
+        return self.enabled and self.plan.reason is None and self.step == self.plan.t_c and self.detection is None
+
+
+class Engine:
+    """Rows of one shape [C, *grid] on one device. Not thread-safe: one engine a thread."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Row] = {}
+        self._next_id = 0
+        self._tables: dict[tuple[int, torch.device], Tensor] = {}
+        self._last: tuple[tuple[int, ...], Tensor | None] = ((), None)
+        self._warned = False
+
+    def add(
+        self,
+        schedule: Schedule,
+        config: AscedConfig | None = None,
+        *,
+        seed: int,
+        draw: int = 0,
+        first: int = 0,
+        enabled: bool = True,
+    ) -> int:
+        """Add a row and return its id.
+
+        Args:
+            seed: the request's 64-bit seed. draw: tells rows of one seed apart (images of one request).
+            first: index in the schedule of the first step that will be executed.
+            enabled: False leaves the row alone.
+        Raises: TypeError or ValueError for bad settings; then nothing is added.
+        """
+        config = AscedConfig() if config is None else config
+        if not isinstance(config, AscedConfig):
+            raise TypeError(f"config must be an AscedConfig, got {type(config).__name__}")
+        if not 0 <= first < len(schedule):
+            raise ValueError(f"first must lie in 0..{len(schedule) - 1}, got {first}")
+        if not 0 <= draw < 1 << 16:
+            raise ValueError(f"draw must lie in 0..65535, got {draw}")
+        seed_to_int64(seed)
+        plan = plan_run(schedule, config, first)
+        if enabled and plan.reason is not None and not self._warned:
+            self._warned = True
+            logger.warning("this run is left alone: %s", plan.reason)
+        row = Row(self._next_id, schedule, config, seed, draw, first, plan, enabled)
+        self._rows[row.id] = row
+        self._next_id += 1
+        return row.id
+
+    def remove(self, row: int) -> RowReport:
+        """Take a row out and return its report."""
+        report = self._row_report(self._row(row))
+        del self._rows[row]
+        return report
+
+    def set_enabled(self, row: int, enabled: bool) -> None:
+        """Switch a row on or off. What was banked before stays; a gap in the window leaves the row alone."""
+        self._row(row).enabled = enabled
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Ids in the order they were added."""
+        return tuple(self._rows)
+
+    def step_of(self, row: int) -> int:
+        """Steps executed by a row so far."""
+        return self._row(row).step
+
+    def wants_step(self, rows: Sequence[int] | None = None) -> bool:
+        """Whether any of the rows needs ``observe`` for its coming step; otherwise ``skip`` is enough."""
+        return any(row.wanted for row in self._select(rows))
+
+    def skip(self, rows: Sequence[int] | None = None) -> None:
+        """Count a step that nobody watches."""
+        for row in self._select(rows):
+            row.step += 1
+            row.x0 = None
+
+    @torch.no_grad()
+    def observe(
+        self, x: Tensor, m: Tensor | None = None, rows: Sequence[int] | None = None, *, x0: Tensor | None = None
+    ) -> Tensor:
+        """Watch one solver step of some rows: call it with the state the model saw, once a step.
+
+        Args:
+            x: [R, C, *grid], the state before the step; m: the (guided) model output that is stepped with, same shape.
+            rows: the R ids in the order of the batch; default: all, in the order they were added.
+            x0: the sampler's own x0_hat where it is not a*x + b*m (dynamic thresholding); replaces m.
+        Returns: x0_hat, [R, C, *grid], fp32 (fp64 for fp64 x), owned by the engine until the next step: do not write
+            into it. x, m are not modified and not referred to later.
+        Raises: ValueError, TypeError; then no row has moved.
+        """
+        batch = self._select(rows)
+        if (m is None) == (x0 is None):
+            raise TypeError("observe takes either the model output m or x0")
+        self._check_batch(x, batch)
+        if any(row.first + row.step >= len(row.schedule) for row in batch):
+            raise ValueError("a row has executed every step of its schedule; begin a new run")
+        previous = self._previous(batch, x)
+        a, b = self._coefficients(batch, x.device)
+        if x0 is not None:
+            a, b, m = torch.zeros_like(a), torch.ones_like(b), x0
+        new, d = self._dynamics(batch, x, m, a, b, previous)
+        finite = new.isfinite().flatten(1).all(1)
+        kept = {mode: self._signal(mode, batch, x, new) for mode in {row.config.mode for row in batch if row.watched}}
+        for i, row in enumerate(batch):
+            fresh = d is None or row.x0 is None  # d of a row without a previous prediction says nothing
+            self._bank(row, new[i], None if fresh else d[i], kept.get(row.config.mode), i, finite[i])
+            row.step += 1
+        self._last = (tuple(row.id for row in batch), new)
+        return new
+
+    @torch.no_grad()
+    def correct_(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor | None:
+        """Re-noise, in place, the abnormal regions of the rows that have just reached T_c.
+
+        Args:
+            x: [R, C, *grid], the state that the solver step has just returned; modified inside the mask only.
+            rows: as for ``observe``.
+        Returns: the corrected locations, bool [R, 1, *grid], or None when no row was due (or all only observe).
+        """
+        batch = self._select(rows)
+        self._check_batch(x, batch)
+        due = [row for row in batch if row.due]
+        for group in _groups(due):
+            self._detect(group)
+        writing = [row for row in due if row.config.correct]
+        if not writing:
+            return None
+        empty = torch.zeros(x.shape[2:], dtype=torch.bool, device=x.device)
+        mask = torch.stack([row.detection.grown if row in writing else empty for row in batch])
+        levels = [row.schedule.after[row.first + row.step - 1] for row in batch]
+
+        def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=x.device)
+
+        x0_noise = [row.config.x0_noise for row in batch]
+        ops.renoise_(
+            x,
+            mask,
+            torch.stack([x[i].to(_work_dtype(x)) if row.x0 is None else row.x0 for i, row in enumerate(batch)]),
+            column([alpha for alpha, _ in levels], torch.float32),
+            column([sigma for _, sigma in levels], torch.float32),
+            seeds=column([seed_to_int64(row.seed) for row in batch], torch.int64),
+            steps=column([row.step for row in batch], torch.int64),
+            draws=column([row.draw for row in batch], torch.int64),
+            x0_noise=column(x0_noise, torch.float32) if any(x0_noise) else None,
+            backend=batch[0].config.backend,
+        )
+        return mask[:, None]
+
+    @property
+    def report(self) -> Report:
+        """What happened to every row so far. Reads nothing back from the device until it is asked for values."""
+        return Report([self._row_report(row) for row in self._rows.values()])
+
+    def _row(self, row: int) -> Row:
+        if row not in self._rows:
+            raise ValueError(f"no row {row}; the rows are {list(self._rows)}")
+        return self._rows[row]
+
+    def _select(self, rows: Sequence[int] | None) -> list[Row]:
+        if rows is None:
+            return list(self._rows.values())
+        if len(set(rows)) != len(rows):
+            raise ValueError(f"a row stands twice in {list(rows)}")
+        return [self._row(row) for row in rows]
+
+    def _check_batch(self, x: Tensor, batch: list[Row]) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+        if x.dim() not in (4, 5) or x.shape[0] != len(batch):
+            raise ValueError(f"x must be [{len(batch)}, C, H, W] for these {len(batch)} rows, got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"x must be of a float dtype, got {x.dtype}")
+        if x.numel() == 0 and batch:
+            raise ValueError(f"x has an empty axis: {tuple(x.shape)}")
+        for row in batch:
+            if row.x0 is not None and (row.x0.shape != x.shape[1:] or row.x0.device != x.device):
+                raise ValueError(
+                    f"row {row.id} was {tuple(row.x0.shape)} on {row.x0.device}, got {tuple(x.shape[1:])} on {x.device}"
+                )
+
+    def _previous(self, batch: list[Row], x: Tensor) -> Tensor | None:
+        """The batch's last predictions; a row without one stands in with zeros and its dynamics are not banked."""
+        known = [row.x0 is not None for row in batch]
+        if not any(known):
+            return None
+        if all(known) and self._last[0] == tuple(row.id for row in batch):
+            return self._last[1]
+        blank = torch.zeros(x.shape[1:], dtype=_work_dtype(x), device=x.device)
+        return torch.stack([blank if row.x0 is None else row.x0 for row in batch])
+
+    @staticmethod
+    def _dynamics(
+        batch: list[Row], x: Tensor, m: Tensor, a: Tensor, b: Tensor, previous: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """ops.step_dynamics, once for all rows that share its settings."""
+        groups: dict[tuple, list[int]] = {}
+        for i, row in enumerate(batch):
+            groups.setdefault((row.schedule.clip, row.config.channels, row.config.backend), []).append(i)
+        if len(groups) == 1:
+            clip, reduce, backend = next(iter(groups))
+            return ops.step_dynamics(x, m, a, b, previous, clip=clip, reduce=reduce, backend=backend)
+        parts: list[tuple[Tensor, Tensor | None]] = [None] * len(batch)
+        for (clip, reduce, backend), members in groups.items():
+            for i in members:
+                one = slice(i, i + 1)
+                old = None if previous is None else previous[one]
+                parts[i] = ops.step_dynamics(
+                    x[one], m[one], a[one], b[one], old, clip=clip, reduce=reduce, backend=backend
+                )
+        d = None if previous is None else torch.cat([part[1] for part in parts])
+        return torch.cat([part[0] for part in parts]), d
+
+    def _coefficients(self, batch: list[Row], device: torch.device) -> tuple[Tensor, Tensor]:
+        entries = []
+        for row in batch:
+            key = (id(row.schedule), device)
+            if key not in self._tables:
+                self._tables[key] = row.schedule.table(device)
+            entries.append(self._tables[key][row.first + row.step])
+        pairs = torch.stack(entries) if entries else torch.zeros(0, 2, device=device)
+        return pairs[:, 0], pairs[:, 1]
+
+    @staticmethod
+    def _signal(mode: str, batch: list[Row], x: Tensor, x0: Tensor) -> Tensor | None:
+        """What a mode banks of a step for the whole batch; None for "fast", which banks the dynamics themselves."""
+        if mode == "official":
+            return detect.grey_levels(x0)
+        if mode == "paper":
+            alphas = [row.schedule.before[row.first + row.step].alpha for row in batch]
+            return detect.weighted_score(x, x0, torch.tensor(alphas, dtype=x0.dtype, device=x0.device))
+        return None
+
+    @staticmethod
+    def _bank(row: Row, x0: Tensor, d: Tensor | None, signal: Tensor | None, i: int, finite: Tensor) -> None:
+        """x0: [C, *grid]; d: [*grid] or None; signal: [R, ...], of which this row is the i-th."""
+        row.x0 = x0 if row.enabled else None
+        if not row.enabled:
+            return
+        row.finite = finite if row.finite is None else row.finite & finite
+        if row.wanted and d is not None:
+            row.dynamics.append((row.step, d))
+        if row.watched and row.config.mode != "fast":
+            row.bank.append(signal[i])
+        elif row.watched and row.step > row.plan.start:
+            row.bank.append(d)
+
+    def _detect(self, group: list[Row]) -> None:
+        """Detect in rows that share a configuration and have banked the same number of steps."""
+        config, plan = group[0].config, group[0].plan
+        wanted = plan.t_c - plan.start - (config.mode == "fast")
+        if len(group[0].bank) != wanted or any(entry is None for entry in group[0].bank):
+            for row in group:
+                row.plan = Plan(0, 0, "the row was off, or its steps were not observed, for a part of its window")
+            return
+        frames = torch.stack([torch.stack(row.bank) for row in group], 1)
+        maps = frames[:, :, None].float() if config.mode == "fast" else detect.maps_of(frames, config).float()
+        found = detect.detect(maps, config, torch.stack([row.finite for row in group]))
+        for i, row in enumerate(group):
+            row.detection = detect.Detection(*(part[i] for part in found))
+            row.bank.clear()
+
+    @staticmethod
+    def _row_report(row: Row) -> RowReport:
+        return RowReport(
+            config=row.config,
+            seed=row.seed,
+            draw=row.draw,
+            enabled=row.enabled,
+            plan=row.plan,
+            steps=len(row.schedule) - row.first,
+            executed=row.step,
+            finite=row.finite,
+            detection=row.detection,
+            dynamics=tuple(row.dynamics),
+            logsnr=tuple(level.logsnr for level in row.schedule.before[row.first :]),
+        )
+
+
+def _work_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _groups(rows: list[Row]) -> list[list[Row]]:
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.config, row.plan, len(row.bank)), []).append(row)
+    return list(groups.values())
+
+
+def begin(
+    schedule: Schedule,
+    config: AscedConfig | None = None,
+    *,
+    seeds: Sequence[int] | int | None = None,
+    rows: int | None = None,
+    first: int = 0,
+) -> Engine:
+    """An engine whose rows all run the same schedule: the usual case.
+
+    Args:
+        seeds: one 64-bit seed a row; an int for one request of ``rows`` images; None: a fresh seed, see the report.
+        rows: number of rows; default: as many as seeds.
+        first: index in the schedule of the first executed step.
+    Raises: ValueError, TypeError for bad settings or a number of seeds that is not the number of rows.
+    """
+    if isinstance(seeds, Sequence):
+        if rows is not None and rows != len(seeds):
+            raise ValueError(f"{len(seeds)} seeds were given for {rows} rows: give one a row")
+        pairs = [(seed, 0) for seed in seeds]
+    else:
+        seed = secrets.randbits(64) if seeds is None else seeds
+        pairs = [(seed, draw) for draw in range(1 if rows is None else rows)]
+    engine = Engine()
+    for seed, draw in pairs:
+        engine.add(schedule, config, seed=seed, draw=draw, first=first)
+    return engine

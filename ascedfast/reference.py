@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: MIT
+"""The truth of each op in plain torch, on any device. Kernels are tested against this file, this file against
+independent oracles (numpy, scipy). Written to be read: no in-place tricks, one rounding an operation.
+
+Shapes: R rows (requests), C channels, ``*grid`` the location axes ((H, W), or (D, H, W)), K maps of a window.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ascedfast.noise import Purpose, normal
+
+MAD_TO_SIGMA = 1.4826
+"""Median absolute deviation to standard deviation for a Gaussian."""
+
+
+def _rows(value: Tensor, like: Tensor) -> Tensor:
+    """[R] or 0-dim coefficients, shaped to broadcast over [R, C, *grid]."""
+    return value.to(like.dtype).reshape(-1, *([1] * (like.dim() - 1)))
+
+
+def step_dynamics(
+    x: Tensor, m: Tensor, a: Tensor, b: Tensor, x0_prev: Tensor | None, clip: float | None, reduce: str
+) -> tuple[Tensor, Tensor | None]:
+    """x0_hat = a*x + b*m, and d = reduce over channels of |x0_hat - x0_prev|.
+
+    Args:
+        x, m: [R, C, *grid], any float dtype; a, b: float32 [R] or 0-dim.
+        x0_prev: [R, C, *grid], the previous step's x0_hat, or None at the first step.
+        clip: x0_hat is clamped to [-clip, clip]; NaN stays NaN.
+        reduce: "mean" (channels summed in order, then divided by C) or "max".
+    Returns: x0_hat [R, C, *grid] and d [R, *grid] or None, float32 (float64 where x is).
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    x, m = x.to(dtype), m.to(dtype)
+    x0 = _rows(a, x) * x + _rows(b, x) * m
+    if clip is not None:
+        x0 = x0.clamp(-clip, clip)
+    return x0, None if x0_prev is None else dynamics(x0, x0_prev, reduce)
+
+
+def dynamics(x0: Tensor, x0_prev: Tensor, reduce: str) -> Tensor:
+    """|x0 - x0_prev| reduced over axis 1: [R, C, *grid] -> [R, *grid]. For DDIM without clipping this is
+    (sigma'/alpha') * |eps' - eps|, for flow s' * |v' - v|: the weighted score dynamics of arXiv 2503.16218, Eq. 4,
+    without the schedule's own drift."""
+    change = (x0 - x0_prev).abs()
+    if reduce == "max":
+        return change.amax(1)
+    total = change[:, 0]
+    for channel in range(1, change.shape[1]):  # a fixed order: the sum must not depend on the batch
+        total = total + change[:, channel]
+    return total / change.shape[1]
+
+
+def gaussian_weights(sigma: float) -> np.ndarray:
+    """scipy.ndimage's taps, truncated at 4 sigma: float64 [2*radius + 1]."""
+    radius = int(4.0 * sigma + 0.5)
+    if radius == 0:
+        return np.ones(1)
+    taps = np.exp(-0.5 / (sigma * sigma) * np.arange(-radius, radius + 1) ** 2)
+    return taps / taps.sum()
+
+
+def _reflected(size: int, radius: int, device: torch.device) -> Tensor:
+    """Source index for positions -radius .. size-1+radius, half-sample symmetric, folded as often as needed."""
+    position = torch.arange(-radius, size + radius, device=device) % (2 * size)
+    return torch.where(position < size, position, 2 * size - 1 - position)
+
+
+def gaussian_blur(x: Tensor, sigma: float, dims: Sequence[int]) -> Tensor:
+    """scipy.ndimage.gaussian_filter (mode "reflect") along ``dims`` in that order, bit for bit on x86-64.
+
+    Each axis accumulates in float64, centre first, then the pairs from the farthest to the nearest, a rounding after
+    every product and sum, and is cast to x's dtype. x: float, any shape; sigma in locations; 0 returns x.
+    """
+    if sigma <= 0:
+        return x
+    weights = gaussian_weights(sigma)
+    radius = len(weights) // 2
+    for dim in dims:
+        size = x.shape[dim]
+        padded = x.double().index_select(dim, _reflected(size, radius, x.device))
+        total = padded.narrow(dim, radius, size) * float(weights[radius])
+        for j in range(radius, 0, -1):
+            pair = padded.narrow(dim, radius - j, size) + padded.narrow(dim, radius + j, size)
+            total = total + pair * float(weights[radius - j])
+        x = total.to(x.dtype)
+    return x
+
+
+def median(x: Tensor, dim: int = -1) -> Tensor:
+    """numpy's median along ``dim``: the mean of the two middle values of an even count, in x's dtype."""
+    n = x.shape[dim]
+    upper = x.kthvalue(n // 2 + 1, dim).values
+    return upper if n % 2 else (x.kthvalue(n // 2, dim).values + upper) / 2
+
+
+def robust_threshold(
+    maps: Tensor, *, mad_scale: float, mad_floor: float, blur_sigma: float, z_floor: float
+) -> tuple[Tensor, Tensor]:
+    """Union over the window of "above median + mad_scale * 1.4826 * MAD", and the largest robust z.
+
+    Args:
+        maps: float32 [K, R, C, *grid], non-negative, K >= 1. Statistics are over C and the grid of one map of one row.
+        mad_floor: lower bound of the MAD in the threshold; z_floor: the same in z (> 0). Units of the maps.
+        blur_sigma: in locations; the grid axes are blurred, then the channel axis where C > 1.
+    Returns: flags bool [R, *grid] and z float32 [R, *grid]. A row with NaN in a map has no flag from that map.
+    """
+    grid_dims = range(3, maps.dim())
+    maps = gaussian_blur(maps, blur_sigma, [*grid_dims, *([2] if maps.shape[2] > 1 else [])])
+    values = maps.flatten(2)
+    center = median(values)
+    mad = median((values - center[..., None]).abs())
+    # Product order of the released code under numpy >= 2: scale in float64, rounded once, times MAD, plus median.
+    scale = torch.tensor(mad_scale * MAD_TO_SIGMA, dtype=torch.float64).to(maps.dtype)
+    threshold = center + scale * mad.clamp(min=mad_floor)
+    peak = maps.amax(2)
+    shape = (*center.shape, *([1] * (peak.dim() - 2)))
+    flags = (peak > threshold.view(shape)).any(0)
+    z = (peak - center.view(shape)) / (MAD_TO_SIGMA * mad.clamp(min=z_floor)).view(shape)
+    return flags, z.amax(0)
+
+
+def _shifted(x: Tensor, offset: Sequence[int], fill: int) -> Tensor:
+    """x moved by ``offset`` along its last axes, ``fill`` where nothing comes in."""
+    pads: list[int] = []
+    crops = []
+    for size, step in zip(x.shape[-len(offset) :], offset, strict=True):
+        pads = [max(step, 0), max(-step, 0), *pads]
+        crops.append(slice(max(-step, 0), max(-step, 0) + size))
+    return F.pad(x, pads, value=fill)[(..., *crops)]
+
+
+def _neighbours(rank: int, connectivity: int) -> list[tuple[int, ...]]:
+    """Offsets of the neighbours: across faces (4 of 2D, 6 of 3D) or also edges and corners (8, 26)."""
+    offsets = [tuple(int(i) - 1 for i in np.base_repr(n, 3).zfill(rank)) for n in range(3**rank)]
+    reach = 1 if connectivity == 2 * rank else rank
+    return [offset for offset in offsets if 0 < sum(map(abs, offset)) <= reach]
+
+
+def label_regions(
+    mask: Tensor, *, connectivity: int, min_area: float, max_area: float, core_width: int
+) -> tuple[Tensor, Tensor]:
+    """Connected regions, and which of them are kept.
+
+    Args:
+        mask: bool [R, H, W] or [R, D, H, W].
+        connectivity: 4 or 8 in 2D, 6 or 26 in 3D.
+        min_area, max_area: a region is kept where min_area < locations < max_area, both strict.
+        core_width: and where it holds a full core_width x core_width block of the (H, W) plane.
+    Returns: labels int32 (0 ground, regions 1.. of each row in raster order of their first location, the dropped
+        ones too) and kept bool, both of mask's shape.
+    """
+    rows, *grid = mask.shape
+    n = math.prod(grid)
+    if mask.numel() == 0:
+        return mask.to(torch.int32), mask.clone()
+    index = torch.arange(n, device=mask.device).view(1, *grid)
+    root = torch.where(mask, index, n)
+    offsets = _neighbours(len(grid), connectivity)
+    while True:
+        # Hook every root to the smallest root that touches its region, then halve the paths.
+        low = root
+        for offset in offsets:
+            low = torch.minimum(low, _shifted(root, offset, n))
+        low = torch.where(mask, low, n)
+        parent = F.pad(index.expand_as(root).reshape(rows, n), (0, 1), value=n).contiguous()
+        parent = parent.scatter_reduce(1, root.reshape(rows, n), low.reshape(rows, n), "amin")
+        following = torch.minimum(low.reshape(rows, n), parent.gather(1, root.reshape(rows, n)))
+        following = F.pad(following, (0, 1), value=n)
+        following = following.gather(1, following)[:, :n].reshape_as(root)
+        if torch.equal(following, root):
+            break
+        root = following
+    flat = F.pad(root.reshape(rows, n), (0, 1), value=n)
+    first = F.pad((mask & (root == index)).reshape(rows, n), (0, 1))
+    labels = (first.cumsum(1) * (flat < n)).gather(1, flat)[:, :n].reshape_as(root)
+    labels = torch.where(mask, labels, 0).to(torch.int32)
+    area = torch.zeros_like(flat).scatter_add(1, flat, torch.ones_like(flat))
+    core = torch.zeros_like(flat).scatter_add(1, flat, F.pad(_full_blocks(mask, core_width), (0, 1)))
+    keep = (area > min_area) & (area < max_area) & (core > 0)
+    return labels, mask & keep.gather(1, flat)[:, :n].reshape_as(mask)
+
+
+def _full_blocks(mask: Tensor, width: int) -> Tensor:
+    """1 at each location that is the first corner of a width x width block of set locations: int64 [R, n]."""
+    height, length = mask.shape[-2:]
+    if width > min(height, length):
+        return torch.zeros(mask.shape[0], mask[0].numel(), dtype=torch.int64, device=mask.device)
+    hollow = F.max_pool2d((~mask).float().reshape(-1, 1, height, length), width, stride=1)
+    full = F.pad(hollow == 0, (0, width - 1, 0, width - 1))
+    return full.reshape(mask.shape[0], -1).to(torch.int64)
+
+
+def dilate_mask(mask: Tensor, radius: int) -> Tensor:
+    """Grow bool [R, *grid] by ``radius`` locations in the (H, W) plane: a (2*radius + 1)^2 square, not a disc."""
+    if radius == 0 or mask.numel() == 0:
+        return mask.clone()
+    planes = mask.float().reshape(-1, 1, *mask.shape[-2:])
+    return F.max_pool2d(planes, 2 * radius + 1, stride=1, padding=radius).reshape(mask.shape) > 0
+
+
+def renoise(
+    x: Tensor,
+    mask: Tensor,
+    x0: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    *,
+    seeds: Tensor,
+    steps: Tensor,
+    draws: Tensor,
+    x0_noise: Tensor | None = None,
+) -> Tensor:
+    """alpha*(x0 + x0_noise*xi) + sigma*e inside the mask, x's own bits outside (arXiv 2503.16218, Eq. 6, with the
+    perturbation before the noising, as the released code has it).
+
+    Args:
+        x: [R, C, *grid] at the level (alpha, sigma); mask: bool [R, *grid]; x0: [R, C, *grid] float32 or float64.
+        alpha, sigma, x0_noise: [R], float32; x0_noise None is 0 for all rows (no second draw).
+        seeds, steps, draws: int64 [R], see ``noise.normal``.
+    Returns: a new tensor like x; arithmetic in x0's dtype, rounded once to x's.
+    """
+    channels, grid = x.shape[1], x.shape[2:]
+    if x0_noise is not None:
+        xi = normal(seeds, channels, grid, step=steps, draw=draws, purpose=Purpose.PERTURB_X0)
+        x0 = x0 + _rows(x0_noise, x0) * xi.to(x0.dtype)
+    e = normal(seeds, channels, grid, step=steps, draw=draws, purpose=Purpose.RENOISE)
+    y = _rows(alpha, x0) * x0 + _rows(sigma, x0) * e.to(x0.dtype)
+    return torch.where(mask[:, None], y.to(x.dtype), x)

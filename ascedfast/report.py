@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: MIT
+"""What ASCED saw and did, row by row. Values leave the device when they are first asked for, not before."""
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ascedfast.config import AscedConfig
+from ascedfast.noise import NOISE_VERSION
+from ascedfast.schedule import Plan
+
+if TYPE_CHECKING:
+    from ascedfast.detect import Detection
+
+Status = Literal["corrected", "clean", "observed", "unavailable", "not finite", "pending", "off"]
+UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True)
+class Region:
+    """One connected region of the abnormal locations, in locations of the grid.
+
+    label: its number in ``RowReport.labels``. area: locations. box: (top, left, bottom, right), the last two
+    exclusive ((front, top, ..) for volumes). peak_z: largest robust z. severity: its share of the row's severity.
+    kept: False when an area or width rule dropped it.
+    """
+
+    label: int
+    area: int
+    box: tuple[int, ...]
+    peak_z: float
+    severity: float
+    kept: bool
+
+
+@dataclass(frozen=True, eq=False)
+class RowReport:
+    """One request. Tensors are on the device of the run; properties that return numbers read them back.
+
+    Attributes:
+        config, seed, draw, plan: what repeats the run. steps, executed: solver steps planned and done.
+        finite: 0-dim bool, False once a prediction held NaN or Inf; None before the first.
+        dynamics: (executed step, d [*grid]) of every recorded step.
+        logsnr: log(alpha^2/sigma^2) at each executed step.
+    """
+
+    config: AscedConfig
+    seed: int
+    draw: int
+    enabled: bool
+    plan: Plan
+    steps: int
+    executed: int
+    finite: Tensor | None
+    detection: "Detection | None"
+    dynamics: tuple[tuple[int, Tensor], ...]
+    logsnr: tuple[float, ...]
+
+    @functools.cached_property
+    def status(self) -> Status:
+        """corrected | clean: nothing found | observed: found, not to be corrected | unavailable: left alone, see
+        ``reason`` | not finite: NaN or Inf was seen, left alone | pending: T_c not reached | off."""
+        if not self.enabled:
+            return "off"
+        if self.plan.reason is not None:
+            return "unavailable"
+        if self.finite is not None and not bool(self.finite):
+            return "not finite"
+        if self.detection is None:
+            return "pending"
+        if not bool(self.detection.mask.any()):
+            return "clean"
+        return "corrected" if self.config.correct else "observed"
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no severity, in words; None where there is one."""
+        return {
+            "off": "switched off",
+            "unavailable": self.plan.reason,
+            "not finite": "a prediction held NaN or Inf",
+            "pending": f"{self.executed} of the {self.plan.t_c} steps before the correction were run",
+        }.get(self.status)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """bool [*grid], the regions found, before growth; None before T_c."""
+        return None if self.detection is None else self.detection.mask
+
+    @property
+    def mask_grown(self) -> Tensor | None:
+        """bool [*grid], the mask of the correction."""
+        return None if self.detection is None else self.detection.grown
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int32 [*grid], all regions above the threshold, also those that a rule dropped."""
+        return None if self.detection is None else self.detection.labels
+
+    @property
+    def z(self) -> Tensor | None:
+        """float32 [*grid], the largest robust z-score of the window."""
+        return None if self.detection is None else self.detection.z
+
+    @functools.cached_property
+    def severity(self) -> float | Literal["unavailable"]:
+        """Sum of z over the mask, divided by the number of locations: 0 for nothing found. "unavailable" when the row
+        was left alone. Larger is worse; comparable between runs of the same settings only."""
+        if self.status not in ("corrected", "clean", "observed"):
+            return UNAVAILABLE
+        return float((self.z.double() * self.mask).sum() / self.mask.numel())
+
+    @functools.cached_property
+    def area(self) -> float:
+        """Share of the locations inside ``mask``, 0 to 1."""
+        return 0.0 if self.mask is None else float(self.mask.double().mean())
+
+    @functools.cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """Every region above the threshold, the largest severity first, dropped ones included."""
+        if self.labels is None:
+            return ()
+        labels, mask, z = self.labels.cpu(), self.mask.cpu(), self.z.double().cpu()
+        regions = []
+        for label in range(1, int(labels.max()) + 1):
+            inside = labels == label
+            where = inside.nonzero()
+            low, high = where.amin(0).tolist(), (where.amax(0) + 1).tolist()
+            values = z[inside]
+            regions.append(
+                Region(
+                    label=label,
+                    area=len(where),
+                    box=(*low, *high),
+                    peak_z=float(values.max()),
+                    severity=float(values.sum() / labels.numel()),
+                    kept=bool(mask[inside].all()),
+                )
+            )
+        return tuple(sorted(regions, key=lambda region: (-region.severity, region.label)))
+
+    @functools.cached_property
+    def curves(self) -> dict[str, list[float]]:
+        """Mean dynamics a recorded step: "step", "logsnr", "all", and "inside" and "outside" of the mask (NaN where
+        there is none)."""
+        curves: dict[str, list[float]] = {"step": [], "logsnr": [], "all": [], "inside": [], "outside": []}
+        for step, d in self.dynamics:
+            inside = torch.zeros_like(d, dtype=torch.bool) if self.mask is None else self.mask
+            curves["step"].append(step)
+            curves["logsnr"].append(self.logsnr[step])
+            curves["all"].append(float(d.mean()))
+            curves["inside"].append(float(d[inside].mean()))
+            curves["outside"].append(float(d[~inside].mean()))
+        return curves
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values for JSON: what repeats the run, and what was found."""
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "mode": self.config.mode,
+            "config": self.config.to_dict(),
+            "seed": self.seed,
+            "draw": self.draw,
+            "noise_version": NOISE_VERSION,
+            "steps": self.steps,
+            "window": None if self.plan.reason else [self.plan.start, self.plan.t_c],
+            "t_c": None if self.plan.reason else self.plan.t_c,
+            "severity": self.severity,
+            "area": self.area,
+            "regions": [vars(region) for region in self.regions],
+        }
+
+
+class Report(Sequence[RowReport]):
+    """The rows of one run, in the order of its batch.
+
+    image_size: (height, width) of the decoded image in pixels, where the adapter knows it.
+    """
+
+    def __init__(self, rows: Sequence[RowReport], image_size: tuple[int, int] | None = None) -> None:
+        self.rows = tuple(rows)
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[RowReport]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        lines = [f"row {i}: {row.status}, severity {row.severity}, area {row.area:.1%}" for i, row in enumerate(self)]
+        return "\n".join(["ascedfast report", *lines])
+
+    @property
+    def mode(self) -> str | None:
+        """The mode all rows ran in, or None where they differ."""
+        modes = {row.config.mode for row in self}
+        return modes.pop() if len(modes) == 1 else None
+
+    @property
+    def seeds(self) -> list[int]:
+        """The 64-bit seed of each row."""
+        return [row.seed for row in self]
+
+    @property
+    def severity(self) -> list[float | str]:
+        """``RowReport.severity`` of each row."""
+        return [row.severity for row in self]
+
+    @property
+    def masks(self) -> Tensor | None:
+        """bool [R, 1, *grid] before growth; None before any row reached T_c. Rows left alone are empty."""
+        return self._stack("mask")
+
+    @property
+    def masks_grown(self) -> Tensor | None:
+        """bool [R, 1, *grid], as corrected."""
+        return self._stack("mask_grown")
+
+    def masks_image(self, size: tuple[int, int] | None = None, *, grown: bool = False) -> Tensor | None:
+        """bool [R, 1, height, width]: the masks at image resolution, each location a block of pixels.
+
+        Args: size: (height, width) in pixels; default: the size the adapter knows, else the grid's.
+        """
+        masks = self.masks_grown if grown else self.masks
+        size = size or self.image_size
+        if masks is None or size is None:
+            return masks
+        return F.interpolate(masks.float(), size=size, mode="nearest") > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"image_size": self.image_size, "rows": [row.summary() for row in self]}
+
+    def save_json(self, path: str | os.PathLike) -> None:
+        """Write ``to_dict`` to ``path``."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self.to_dict(), file, indent=2)
+
+    def _stack(self, name: str) -> Tensor | None:
+        found = [getattr(row, name) for row in self]
+        known = next((mask for mask in found if mask is not None), None)
+        if known is None:
+            return None
+        return torch.stack([torch.zeros_like(known) if mask is None else mask for mask in found])[:, None]

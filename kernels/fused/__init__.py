@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Triton kernels, one op a file. Installed as ``ascedfast.kernels``."""
