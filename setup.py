@@ -5,7 +5,7 @@ import os
 import sys
 import textwrap
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
@@ -24,34 +24,25 @@ def explain(error):
 class BuildExtension(build_ext):
     def build_extension(self, ext):
         try:
+            import pybind11  # here and not above: a source distribution is made without it
+
+            ext.include_dirs.append(pybind11.get_include())
             super().build_extension(ext)
-        except (CCompilerError, BaseError, OSError) as error:
+        except (ImportError, CCompilerError, BaseError, OSError) as error:
             if MODE == "require":
                 raise
             explain(error)
 
 
-def extensions():
-    # A source distribution carries csrc/ in every mode.
-    if MODE == "skip" and "sdist" not in sys.argv:
-        return []
-    try:
-        from pybind11.setup_helpers import Pybind11Extension
-    except ImportError as error:
-        if MODE == "require":
-            raise
-        explain(error)
-        return []
-    return [
-        Pybind11Extension(
-            "ascedfast._C",
-            sources=["csrc/bindings.cpp", "csrc/label_regions.cpp"],
-            depends=["csrc/ops.h"],
-            cxx_std=17,
-            extra_compile_args=["-O3", "-ffp-contract=off"],
-            optional=MODE == "auto",  # setuptools then also copes with the missing file
-        )
-    ]
+extension = Extension(
+    "ascedfast._C",
+    sources=["csrc/bindings.cpp", "csrc/label_regions.cpp"],
+    depends=["csrc/ops.h"],
+    language="c++",
+    extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"],
+    optional=MODE == "auto",  # setuptools then also copes with the missing file
+)
+# A source distribution carries csrc/ in every mode.
+skipped = MODE == "skip" and "sdist" not in sys.argv
 
-
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension})
+setup(ext_modules=[] if skipped else [extension], cmdclass={"build_ext": BuildExtension})

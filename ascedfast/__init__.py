@@ -3,6 +3,7 @@
 
 import logging
 
+from ascedfast._version import __version__
 from ascedfast.config import AscedConfig
 from ascedfast.detect import artifact_mask
 from ascedfast.engine import Engine, begin
@@ -10,7 +11,6 @@ from ascedfast.process import Coefficients
 from ascedfast.report import Region, Report, RowReport
 from ascedfast.schedule import Schedule
 
-__version__ = "0.1.0"
 __all__ = [
     "AscedConfig",
     "Coefficients",
@@ -19,6 +19,7 @@ __all__ = [
     "Report",
     "RowReport",
     "Schedule",
+    "__version__",
     "artifact_mask",
     "asced",
     "begin",

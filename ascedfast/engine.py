@@ -60,6 +60,12 @@ class Row:
         return self.enabled and (self.watched or self.config.record == "run")
 
     @property
+    def whole(self) -> bool:
+        """Every step of the window was banked."""
+        wanted = self.plan.t_c - self.plan.start - (self.config.mode == "fast")
+        return len(self.bank) == wanted and all(entry is not None for entry in self.bank)
+
+    @property
     def due(self) -> bool:
         return self.enabled and self.plan.reason is None and self.step == self.plan.t_c and self.detection is None
 
@@ -113,6 +119,9 @@ class Engine:
         """Take a row out and return its report."""
         report = self._row_report(self._row(row))
         del self._rows[row]
+        # A table is found by its schedule's id, which is another's once the schedule is gone.
+        alive = {id(other.schedule) for other in self._rows.values()}
+        self._tables = {key: table for key, table in self._tables.items() if key[0] in alive}
         return report
 
     def set_enabled(self, row: int, enabled: bool) -> None:
@@ -183,6 +192,9 @@ class Engine:
         """
         batch = self._select(rows)
         self._check_batch(x, batch)
+        for row in batch:
+            if row.due and not row.whole:
+                row.plan = Plan(0, 0, "the row was off, or its steps were not observed, for a part of its window")
         due = [row for row in batch if row.due]
         for group in _groups(due):
             self._detect(group)
@@ -261,8 +273,8 @@ class Engine:
         groups: dict[tuple, list[int]] = {}
         for i, row in enumerate(batch):
             groups.setdefault((row.schedule.clip, row.config.channels, row.config.backend), []).append(i)
-        if len(groups) == 1:
-            clip, reduce, backend = next(iter(groups))
+        if len(groups) <= 1:
+            clip, reduce, backend = next(iter(groups), (None, "mean", "auto"))
             return ops.step_dynamics(x, m, a, b, previous, clip=clip, reduce=reduce, backend=backend)
         parts: list[tuple[Tensor, Tensor | None]] = [None] * len(batch)
         for (clip, reduce, backend), members in groups.items():
@@ -298,11 +310,12 @@ class Engine:
     @staticmethod
     def _bank(row: Row, x0: Tensor, d: Tensor | None, signal: Tensor | None, i: int, finite: Tensor) -> None:
         """x0: [C, *grid]; d: [*grid] or None; signal: [R, ...], of which this row is the i-th."""
-        row.x0 = x0 if row.enabled else None
-        if not row.enabled:
+        # A step that is observed for the sake of other rows leaves no trace in this one.
+        row.x0 = x0 if row.wanted else None
+        if not row.wanted:
             return
         row.finite = finite if row.finite is None else row.finite & finite
-        if row.wanted and d is not None:
+        if d is not None:
             row.dynamics.append((row.step, d))
         if row.watched and row.config.mode != "fast":
             row.bank.append(signal[i])
@@ -310,13 +323,8 @@ class Engine:
             row.bank.append(d)
 
     def _detect(self, group: list[Row]) -> None:
-        """Detect in rows that share a configuration and have banked the same number of steps."""
-        config, plan = group[0].config, group[0].plan
-        wanted = plan.t_c - plan.start - (config.mode == "fast")
-        if len(group[0].bank) != wanted or any(entry is None for entry in group[0].bank):
-            for row in group:
-                row.plan = Plan(0, 0, "the row was off, or its steps were not observed, for a part of its window")
-            return
+        """Detect in rows that share a configuration and a plan."""
+        config = group[0].config
         frames = torch.stack([torch.stack(row.bank) for row in group], 1)
         maps = frames[:, :, None].float() if config.mode == "fast" else detect.maps_of(frames, config).float()
         found = detect.detect(maps, config, torch.stack([row.finite for row in group]))
@@ -348,7 +356,7 @@ def _work_dtype(x: Tensor) -> torch.dtype:
 def _groups(rows: list[Row]) -> list[list[Row]]:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.config, row.plan, len(row.bank)), []).append(row)
+        groups.setdefault((row.config, row.plan), []).append(row)
     return list(groups.values())
 
 

@@ -2,21 +2,30 @@
 """What ASCED saw and did, row by row. Values leave the device when they are first asked for, not before."""
 
 import functools
+import importlib
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ascedfast.config import AscedConfig
+from ascedfast import reference
+from ascedfast._version import __version__
+from ascedfast.config import HALF_GREY_LEVEL, AscedConfig
 from ascedfast.noise import NOISE_VERSION
 from ascedfast.schedule import Plan
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
     from ascedfast.detect import Detection
 
 Status = Literal["corrected", "clean", "observed", "unavailable", "not finite", "pending", "off"]
@@ -74,7 +83,7 @@ class RowReport:
         if self.finite is not None and not bool(self.finite):
             return "not finite"
         if self.detection is None:
-            return "pending"
+            return "pending" if self.executed <= self.plan.t_c else "unavailable"
         if not bool(self.detection.mask.any()):
             return "clean"
         return "corrected" if self.config.correct else "observed"
@@ -84,7 +93,7 @@ class RowReport:
         """Why there is no severity, in words; None where there is one."""
         return {
             "off": "switched off",
-            "unavailable": self.plan.reason,
+            "unavailable": self.plan.reason or "the row was off when its T_c came, or was not corrected then",
             "not finite": "a prediction held NaN or Inf",
             "pending": f"{self.executed} of the {self.plan.t_c} steps before the correction were run",
         }.get(self.status)
@@ -160,6 +169,25 @@ class RowReport:
             curves["outside"].append(float(d[~inside].mean()))
         return curves
 
+    def step_z(self, d: Tensor) -> Tensor:
+        """Robust z-score of one recorded map of the dynamics, after this configuration's smoothing: float32 [*grid]."""
+        return self._threshold(d)[1]
+
+    @functools.cached_property
+    def abnormal(self) -> list[tuple[int, float]]:
+        """(executed step, share of locations above the threshold at that step alone), by the rule of mode "fast"."""
+        return [(step, float(self._threshold(d)[0].double().mean())) for step, d in self.dynamics]
+
+    def _threshold(self, d: Tensor) -> tuple[Tensor, Tensor]:
+        flags, z = reference.robust_threshold(
+            d[None, None, None].float(),
+            mad_scale=self.config.mad_scale,
+            mad_floor=HALF_GREY_LEVEL,
+            blur_sigma=self.config.sizes(tuple(d.shape)).blur_sigma,
+            z_floor=HALF_GREY_LEVEL,
+        )
+        return flags[0], z[0]
+
     def summary(self) -> dict[str, Any]:
         """Plain values for JSON: what repeats the run, and what was found."""
         return {
@@ -176,18 +204,30 @@ class RowReport:
             "severity": self.severity,
             "area": self.area,
             "regions": [vars(region) for region in self.regions],
+            "curves": {name: [_finite_or_none(v) for v in values] for name, values in self.curves.items()},
+            "abnormal": self.abnormal,
         }
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class Report(Sequence[RowReport]):
     """The rows of one run, in the order of its batch.
 
-    image_size: (height, width) of the decoded image in pixels, where the adapter knows it.
+    Attributes:
+        image_size: (height, width) of the decoded image in pixels, where the adapter knows it.
+        images: named batches of RGB images to show, see ``attach``. frames: films of them, a batch a step.
+        notes: lines for the head of the page.
     """
 
     def __init__(self, rows: Sequence[RowReport], image_size: tuple[int, int] | None = None) -> None:
         self.rows = tuple(rows)
         self.image_size = image_size
+        self.images: dict[str, list[Image]] = {}
+        self.frames: dict[str, dict[int, list[Image]]] = {}
+        self.notes: list[str] = []
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -239,9 +279,46 @@ class Report(Sequence[RowReport]):
             return masks
         return F.interpolate(masks.float(), size=size, mode="nearest") > 0
 
+    def attach(self, **images: "Tensor | Sequence[Image]") -> Self:
+        """Give the report images to show, a batch a name: ``report.attach(after=pipe_output.images)``. "before" and
+        "after" are what masks are drawn over. Float [R, 1 or 3, H, W] in [0, 1] or PIL images, one a row."""
+        pictures = _needs_demo("pictures")
+        for name, batch in images.items():
+            converted = pictures.to_images(batch)
+            if len(converted) != len(self):
+                raise ValueError(f"{len(converted)} images were given as {name!r} for a report of {len(self)} rows")
+            self.images[name] = converted
+        return self
+
+    def attach_frames(self, films: "Mapping[str, Mapping[int, Tensor | Sequence[Image]]]") -> Self:
+        """Give the report a batch of images a step, by name of the film: what the page's slider runs through."""
+        pictures = _needs_demo("pictures")
+        for name, film in films.items():
+            self.frames[name] = {step: pictures.to_images(batch) for step, batch in film.items()}
+        return self
+
+    def plot(self, row: int = 0) -> "Figure":
+        """Dynamics and acceleration of one row, inside and outside its mask, as a matplotlib figure."""
+        return _needs_demo("plots").curves(self[row])
+
+    def to_html(self) -> str:
+        """One self-contained page: pictures, masks, dynamics step by step, curves, regions, settings and seeds."""
+        return _needs_demo("report_files").page(self)
+
+    def save(self, folder: str | os.PathLike) -> list[Path]:
+        """Write report.html, report.json, maps.safetensors and the pictures into ``folder``; returns the paths.
+
+        Raises: OSError when the folder cannot be written."""
+        return _needs_demo("report_files").write(self, Path(folder))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"image_size": self.image_size, "rows": [row.summary() for row in self]}
+        return {
+            "ascedfast": __version__,
+            "image_size": self.image_size,
+            "notes": self.notes,
+            "rows": [row.summary() for row in self],
+        }
 
     def save_json(self, path: str | os.PathLike) -> None:
         """Write ``to_dict`` to ``path``."""
@@ -254,3 +331,10 @@ class Report(Sequence[RowReport]):
         if known is None:
             return None
         return torch.stack([torch.zeros_like(known) if mask is None else mask for mask in found])[:, None]
+
+
+def _needs_demo(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"ascedfast.{module}")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"reports with pictures need {error.name}: pip install 'ascedfast[demo]'") from error

@@ -62,6 +62,11 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.before)
 
+    def x0_hat(self, step: int, x: Tensor, m: Tensor) -> Tensor:
+        """The clean sample that the model output m of ``step`` predicts from x, in x's dtype."""
+        x0 = self.before[step].a * x + self.before[step].b * m
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
     def table(self, device: torch.device) -> Tensor:
         """float32 [steps, 2] of (a, b) on ``device``."""
         return torch.tensor([(level.a, level.b) for level in self.before], dtype=torch.float32, device=device)

@@ -262,6 +262,10 @@ def test_core_lies_inside_the_image_and_one_frame(backend):
     corner[0, -5:, -5:] = True
     assert kept_count(corner, backend, connectivity=4, core_width=5) == 25
     assert kept_count(corner, backend, connectivity=4, core_width=6) == 0
+    beam = torch.zeros(1, 9, 300, dtype=torch.bool)
+    beam[0, 2] = True
+    beam[0, 2:7, 150:155] = True  # far from both ends of the run that it thickens
+    assert kept_count(beam, backend, connectivity=4, core_width=5) == 320
     bar = torch.zeros(1, 3, 9, 9, dtype=torch.bool)
     bar[0, :, 4, 2:5] = True  # 3 x 3 across frames, 1 x 3 inside each
     assert kept_count(bar, backend, connectivity=6, core_width=3) == 0

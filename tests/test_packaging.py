@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What is installed, built and imported; PyPI's `kernels` stays reachable beside our folder of that name."""
 
+import ast
 import importlib.metadata
-import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,12 +99,12 @@ subprocess.Popen.__init__ = os.system = refuse
 import ascedfast, torch
 print(torch.cuda.is_initialized(), "setuptools" in sys.modules, "pybind11" in sys.modules)
 """
-    before = sorted(ROOT.glob("ascedfast/*"))
+    before = sorted(ROOT.glob("ascedfast/_C*"))
     assert python(code, tmp_path, ROOT, CUDA_VISIBLE_DEVICES="", TRITON_CACHE_DIR=str(tmp_path / "triton")) == (
         "False False False"
     )
     assert not (tmp_path / "triton").exists()
-    assert sorted(ROOT.glob("ascedfast/*")) == before
+    assert sorted(ROOT.glob("ascedfast/_C*")) == before
 
 
 def test_import_works_without_the_extension(tmp_path):
@@ -113,12 +114,25 @@ def test_import_works_without_the_extension(tmp_path):
     assert python(code, tmp_path, ROOT) == "[[[1, 1], [1, 1]]]"
 
 
+def test_stub_names_what_the_extension_has():
+    extension = pytest.importorskip("ascedfast._C", reason="the extension is not built")
+    stub = ast.parse((ROOT / "ascedfast" / "_C.pyi").read_text()).body
+    stubbed = {node.name: [argument.arg for argument in node.args.args] for node in stub if hasattr(node, "args")}
+    built = {name: function.__doc__ for name, function in vars(extension).items() if callable(function)}
+    # pybind11 opens each docstring with the signature: name(argument: type, ...) -> result
+    signatures = {name: re.findall(r"(\w+): ", text.partition("->")[0]) for name, text in built.items()}
+    assert stubbed == signatures
+
+
 def why_no_build():
+    versions = {}
     for name in ("build", "pybind11", "setuptools"):
-        if importlib.util.find_spec(name) is None:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
             return f"{name} is not installed"
-    if int(importlib.metadata.version("setuptools").partition(".")[0]) < SETUPTOOLS:
-        return f"setuptools is older than {SETUPTOOLS}"
+    if int(versions["setuptools"].partition(".")[0]) < SETUPTOOLS:
+        return f"setuptools is {versions['setuptools']}, older than {SETUPTOOLS}"
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         return "not a git checkout: the list of files is unknown"
     return ""
@@ -143,7 +157,13 @@ def build(source, kind, **environment):
     command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(source / "out")]
     inherited = {name: value for name, value in os.environ.items() if name != "ASCEDFAST_BUILD"}
     done = subprocess.run(
-        command, cwd=source, env={**inherited, **environment}, stdout=-1, stderr=-2, text=True, check=False
+        command,
+        cwd=source,
+        env={**inherited, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     return done.returncode, done.stdout, next((source / "out").glob("*"), None)
 

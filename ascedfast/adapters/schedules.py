@@ -130,7 +130,8 @@ def _is_paper_setting(scheduler: SchedulerMixin, timesteps: Sequence[float]) -> 
     total, steps = config.num_train_timesteps, len(timesteps)
     gaps = [early - late for early, late in itertools.pairwise(timesteps)]
     even = all(abs(gap - sum(gaps) / len(gaps)) <= 1.5 for gap in gaps)
-    return even and timesteps[0] >= total - total / steps - 2
+    # Spacing "leading" starts lowest: at (N-1) strides of T//N, DPM-Solver++ at N of T//(N+1).
+    return even and timesteps[0] >= min((steps - 1) * (total // steps), steps * (total // (steps + 1)))
 
 
 _BUILDERS: dict[type, Callable[..., Schedule]] = {

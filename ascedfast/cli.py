@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""The command line. Exit codes: 0 done, 2 the arguments or what they point to cannot be used (the message says why)."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ascedfast.config import MODES, AscedConfig
+from ascedfast.report import Report
+
+app = typer.Typer(
+    help="Watch a diffusion sampler and repair emerging artifacts in the same run.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+err = Console(stderr=True)
+
+Mode = Annotated[str, typer.Option(help=f"One of {', '.join(MODES)}.")]
+Out = Annotated[Path, typer.Option(help="Folder to write into; made if missing.")]
+Seed = Annotated[int, typer.Option(help="Seed of the first sample; sample i has seed + i.")]
+Steps = Annotated[int, typer.Option(min=1, help="Solver steps.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def fail(message: str) -> NoReturn:
+    err.print(f"[red]error:[/red] {message}", highlight=False)
+    raise typer.Exit(2)
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="unet (noise prediction, DDIM) or dit (rectified flow).")] = "unet",
+    out: Out = Path("asced-demo"),
+    seed: Seed = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 8,
+    steps: Steps = 25,
+    mode: Mode = "fast",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Sample a packaged model with and without correction and write a report. Works offline."""
+    from ascedfast.demo import MODELS, load_model, paired_run
+
+    if model not in MODELS:
+        fail(f"unknown model {model!r}: choose one of {', '.join(MODELS)}")
+    config = checked_config(mode)
+    check_seed(seed, samples)
+    check_device(device)
+    check_writable(out)
+    denoiser, scheduler = load_model(model, device)
+    with progress_bar(f"sampling {samples} emoji, {mode}") as advance:
+        result = paired_run(denoiser, scheduler, config, seed=seed, samples=samples, steps=steps, progress=advance)
+    share = result.asced_seconds / result.seconds
+    report = result.report
+    report.notes = [
+        f"Model {model}, {steps} steps, made by: ascedfast demo --model {model} --seed {seed} "
+        f"--samples {samples} --steps {steps} --mode {mode}.",
+        f"One corrected run took {result.seconds:.1f} s, {share:.1%} of it inside ASCED ({device}).",
+    ]
+    finish(report, out, as_json, {"seconds": result.seconds, "asced_share": share})
+
+
+@app.command()
+def generate(
+    pipeline: Annotated[Path, typer.Option(help="Folder of a diffusers pipeline, weights in safetensors.")],
+    prompt: Annotated[str | None, typer.Option(help="For pipelines that take one.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1,
+    out: Out = Path("asced-run"),
+    seed: Seed = 0,
+    steps: Steps = 25,
+    mode: Mode = "fast",
+    device: Device = "cpu",
+    compare: Annotated[bool, typer.Option(help="Also run without correction, for the report.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw images with a local pipeline, corrected, and write a report."""
+    from ascedfast.adapters.diffusers import asced
+    from ascedfast.adapters.pipeline_folder import FolderError, call_arguments, images_of, load_pipeline
+
+    config = checked_config(mode, record="run")
+    check_seed(seed, n)
+    check_device(device)
+    check_writable(out)
+    seeds = [seed + i for i in range(n)]
+
+    def call() -> list:
+        return images_of(pipe(**call_arguments(pipe, n=n, steps=steps, prompt=prompt, seeds=seeds)))
+
+    try:
+        pipe = load_pipeline(pipeline, device)
+        call_arguments(pipe, n=n, steps=steps, prompt=prompt, seeds=seeds)
+        before = call() if compare else None
+        with progress_bar(f"drawing {n} images, {mode}") as advance:
+            done = iter(range(1, steps + 1))
+            with asced(pipe, config, seeds=seeds, on_x0=lambda *_: advance(next(done, steps), steps)) as handle:
+                after = call()
+                report = handle.report
+    except (FolderError, ValueError) as error:
+        fail(str(error))
+    report.attach(**({"before": before} if before else {}), after=after)
+    report.notes = [f"Pipeline {pipeline.name}, {steps} steps, prompt {prompt!r}."]
+    finish(report, out, as_json, {})
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Folder that a report was saved into.")],
+    as_json: Json = False,
+) -> None:
+    """Print a saved report."""
+    path = folder / "report.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        rows = saved["rows"]
+    except FileNotFoundError:
+        fail(f"{path} does not exist: give the folder that a report was saved into")
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        fail(f"{path} cannot be read: {error}")
+    if as_json:
+        typer.echo(json.dumps(saved))
+        return
+    for note in saved.get("notes", []):
+        Console().print(note, highlight=False)
+    print_report(rows)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """List versions and backends, and why the others are absent."""
+    from ascedfast.doctor import examine
+
+    found = examine()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    console = Console()
+    console.print(f"ascedfast {found['ascedfast']}, noise version {found['noise_version']}, Python {found['python']}")
+    console.print(", ".join(f"{name} {version or 'not installed'}" for name, version in found["packages"].items()))
+    console.print(f"GPU: {found['gpu'] or 'none'}", f"\nC++ extension: {found['extension']}", highlight=False)
+    table = Table("op", "device", "backend", "why not the others")
+    for row in found["ops"]:
+        others = "\n".join(f"{name}: {'; '.join(causes)}" for name, causes in row["others"].items())
+        table.add_row(row["op"], row["device"], row["backend"], others)
+    console.print(table)
+
+
+def checked_config(mode: str, **changes: Any) -> AscedConfig:
+    """The preset, or exit with its own message."""
+    try:
+        return AscedConfig.for_mode(mode, **changes)
+    except (TypeError, ValueError) as error:
+        fail(str(error))
+
+
+def check_seed(seed: int, samples: int) -> None:
+    if not 0 <= seed <= (1 << 63) - samples:
+        fail(f"--seed must lie in 0..{(1 << 63) - samples}, got {seed}")
+
+
+def check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        fail(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}")
+
+
+def check_writable(out: Path) -> None:
+    """Before any work: the folder can be made and written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        fail(f"cannot write into {out}: {error.strerror or error}")
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; yields progress(done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def finish(report: Report, out: Path, as_json: bool, figures: dict[str, float]) -> None:
+    """Save the report and print it, as a table or as JSON."""
+    try:
+        files = report.save(out)
+    except OSError as error:
+        fail(f"cannot write into {out}: {error.strerror or error}")
+    if as_json:
+        typer.echo(json.dumps({**report.to_dict(), **figures, "files": [str(path) for path in files]}))
+        return
+    print_report(report.to_dict()["rows"])
+    console = Console()
+    if "seconds" in figures:
+        console.print(f"{figures['seconds']:.1f} s, {figures['asced_share']:.1%} of it in ASCED", highlight=False)
+    console.print(f"open {out / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def print_report(rows: list[dict[str, Any]]) -> None:
+    table = Table("sample", "status", "area masked", "severity", "regions", "seed")
+    for i, row in enumerate(rows):
+        severity = row["severity"] if isinstance(row["severity"], str) else f"{row['severity']:.3f}"
+        kept = sum(region["kept"] for region in row["regions"])
+        status = row["status"] if row["reason"] is None else f"{row['status']}: {row['reason']}"
+        table.add_row(str(i), status, f"{row['area']:.1%}", severity, str(kept), str(row["seed"]))
+    Console().print(table)

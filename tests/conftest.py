@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""Settings that every test runs under. Tests seed their own generators; the global one is never seeded here."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tensors here are small: waiting for a second thread costs more than its work
+
+hypothesis.settings.register_profile("ascedfast", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("ascedfast")
+
+
+@pytest.fixture
+def asced_warnings(caplog):
+    """Messages of the library's logger at WARNING or above, as a function to call after the run."""
+    caplog.set_level("WARNING", logger="ascedfast")
+
+    def read():
+        return [record.getMessage() for record in caplog.records if record.name.startswith("ascedfast")]
+
+    return read

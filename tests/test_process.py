@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""The two linear forms: each parameterisation against diffusers' own x0, and against its own forward process."""
+
+import math
+
+import pytest
+import tiny
+import torch
+from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, SCMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ascedfast import Coefficients, process
+from ascedfast.adapters.schedules import schedule_of
+
+EPS32 = torch.finfo(torch.float32).eps
+DATA = st.floats(-4, 4)
+LEVEL = st.floats(0.01, 0.99)
+
+
+def own_x0(scheduler, m, t, x):
+    """What the scheduler itself takes for the clean sample in this step."""
+    if hasattr(scheduler, "convert_model_output"):
+        if scheduler.step_index is None:
+            scheduler._init_step_index(t)
+        if scheduler.config.algorithm_type.endswith("++"):
+            return scheduler.convert_model_output(m, sample=x)
+        eps = scheduler.convert_model_output(m, sample=x)
+        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[scheduler.step_index])
+        return (x - sigma * eps) / alpha
+    out = scheduler.step(m, t, x)
+    if "pred_original_sample" in out:
+        return out.pred_original_sample
+    # FlowMatchEuler returns the next state alone; a run of this one step ends at the clean sample.
+    s, inverted = float(scheduler.sigmas[scheduler.step_index - 1]), scheduler.config.invert_sigmas
+    one = FlowMatchEulerDiscreteScheduler(invert_sigmas=inverted)
+    one.set_timesteps(sigmas=[1 - s if inverted else s])
+    return one.step(m, one.timesteps[0], x).prev_sample
+
+
+LINEAR = [name for name in tiny.SCHEDULERS if name not in (*tiny.THRESHOLDING, "ddim-eps-clip")]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("step", [0, 7, 18, 24])
+def test_x0_equals_the_schedulers_own(name, step):
+    scheduler = tiny.set_steps(tiny.SCHEDULERS[name](), 25)
+    a, b, _, _ = schedule_of(scheduler).before[step]
+    x, m = tiny.randn(2, 3, 8, 8, seed=step), tiny.randn(2, 3, 8, 8, seed=100 + step)
+    t = scheduler.timesteps[step]
+    if hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input(x, t)
+    got = a * x.double() + b * m.double()
+    bound = 4 * EPS32 * (abs(a) * x.abs() + abs(b) * m.abs()).double()
+    error = (got - own_x0(scheduler, m, t, x).double()).abs()
+    assert (error <= bound).all(), (error / bound).max()
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0])
+@pytest.mark.parametrize("sigma", [0.002, 0.3, 5.0, 80.0])
+def test_edm_equals_precondition_outputs(sigma, sigma_data):
+    scheduler = EDMEulerScheduler(sigma_data=sigma_data)
+    x, m = tiny.randn(2, 3, 8, 8, seed=1).double(), tiny.randn(2, 3, 8, 8, seed=2).double()
+    a, b, alpha, level = process.edm(sigma, sigma_data)
+    torch.testing.assert_close(a * x + b * m, scheduler.precondition_outputs(x, m, sigma), rtol=1e-13, atol=1e-13)
+    assert (alpha, level) == (1.0, sigma)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_trigflow_equals_scm(step):
+    scheduler = SCMScheduler(sigma_data=0.5)
+    scheduler.set_timesteps(2, intermediate_timesteps=1.3)
+    x, m = tiny.randn(1, 3, 8, 8, seed=1), tiny.randn(1, 3, 8, 8, seed=2)
+    for index in range(step + 1):
+        own = scheduler.step(m, scheduler.timesteps[index], x, generator=tiny.generator()).pred_original_sample
+    a, b, _, _ = process.trigflow(float(scheduler.timesteps[step]), 0.5)
+    torch.testing.assert_close(a * x + b * m, own, rtol=1e-6, atol=1e-6)
+
+
+# Each entry: the coefficients, and the model output that a perfect network would give for (x, x0, e).
+def vp(angle):
+    return math.cos(angle * math.pi / 2), math.sin(angle * math.pi / 2)
+
+
+PERFECT = {
+    "eps": lambda u: (process.eps(*vp(u)), lambda x, x0, e: e),
+    "v": lambda u: (process.v(*vp(u)), lambda x, x0, e: vp(u)[0] * e - vp(u)[1] * x0),
+    "sample": lambda u: (process.sample(*vp(u)), lambda x, x0, e: x0),
+    "flow": lambda u: (process.flow(u), lambda x, x0, e: e - x0),
+    "inverted flow": lambda u: (process.inverted_flow(u), lambda x, x0, e: x0 - e),
+    "ve eps": lambda u: (process.ve_eps(20 * u), lambda x, x0, e: e),
+    "ve v": lambda u: (
+        process.ve_v(20 * u),
+        lambda x, x0, e: (e - 20 * u * x0) / math.hypot(20 * u, 1),
+    ),
+    "ve sample": lambda u: (process.ve_sample(20 * u), lambda x, x0, e: x0),
+    "edm": lambda u: (
+        process.edm(20 * u, 0.7),
+        lambda x, x0, e: (x0 - 0.49 * x / ((20 * u) ** 2 + 0.49)) * math.sqrt((20 * u) ** 2 + 0.49) / (20 * u * 0.7),
+    ),
+    # dx/ds, "times sigma_data" as the network's raw output is taken (arXiv 2410.11081).
+    "trigflow": lambda u: (
+        process.trigflow(u * math.pi / 2, 0.5),
+        lambda x, x0, e: 0.5 * e * math.cos(u * math.pi / 2) - x0 * math.sin(u * math.pi / 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PERFECT)
+@given(u=LEVEL, x0=DATA, e=DATA)
+def test_a_perfect_output_gives_x0_back(name, u, x0, e):
+    level, perfect = PERFECT[name](u)
+    x = level.alpha * x0 + level.sigma * e
+    m = perfect(x, x0, e)
+    size = abs(level.a * x) + abs(level.b * m) + 1
+    assert abs(level.a * x + level.b * m - x0) <= 1e-13 * size
+
+
+@given(u=LEVEL, x0=DATA, e=DATA)
+def test_v_is_the_rotation_of_eps(u, x0, e):
+    alpha, sigma = vp(u)
+    x, v = alpha * x0 + sigma * e, alpha * e - sigma * x0
+    eps_of_v = alpha * v + sigma * x
+    a, b, *_ = process.eps(alpha, sigma)
+    c, d, *_ = process.v(alpha, sigma)
+    assert a * x + b * eps_of_v == pytest.approx(c * x + d * v, abs=1e-11 / alpha)
+
+
+def test_ddim_dynamics_are_the_weighted_change_of_eps():
+    """|x0_k - x0_{k-1}| == (sigma'/alpha') * |eps_k - eps_{k-1}| for DDIM with eta 0 and no clip, (sigma', alpha') of
+    the level in between."""
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
+    scheduler.set_timesteps(25)
+    schedule = schedule_of(scheduler)
+    x = tiny.randn(2, 3, 8, 8, seed=0, dtype=torch.float64)
+    last = None
+    for k, t in enumerate(scheduler.timesteps):
+        m = tiny.randn(2, 3, 8, 8, seed=k + 1, dtype=torch.float64)
+        level = schedule.before[k]
+        x0 = level.a * x + level.b * m
+        if last is not None:
+            expected = level.sigma / level.alpha * (m - last[1]).abs()
+            torch.testing.assert_close((x0 - last[0]).abs(), expected, rtol=1e-9, atol=1e-9)
+        last = x0, m
+        x = scheduler.step(m, t, x).prev_sample
+
+
+@pytest.mark.parametrize(
+    ("level", "logsnr"),
+    [
+        (process.flow(0.5), 0.0),
+        (process.flow(1.0), -math.inf),
+        (process.flow(0.0), math.inf),
+        (process.inverted_flow(0.0), -math.inf),
+        (process.ve_eps(math.e), -2.0),
+        (process.v(0.0, 1.0), -math.inf),
+        (Coefficients(1, 0, -1.0, math.e), -2.0),
+    ],
+    ids=["middle", "noise", "clean", "inverted noise", "ve", "zero snr", "negative alpha"],
+)
+def test_logsnr(level, logsnr):
+    assert level.logsnr == pytest.approx(logsnr, abs=1e-12)
+
+
+@given(u=LEVEL)
+def test_logsnr_is_the_ratio(u):
+    assert process.flow(u).logsnr == pytest.approx(2 * math.log((1 - u) / u), abs=1e-9)
+
+
+def test_a_noise_prediction_has_no_x0_at_pure_noise():
+    with pytest.raises(ValueError, match="alpha = 0"):
+        process.eps(0.0, 1.0)
