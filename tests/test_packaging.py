@@ -203,6 +203,24 @@ def test_wheel_holds_the_package_and_nothing_else(pure_wheel):
 
 
 @needs_build
+def test_wheel_runs_the_demo_away_from_the_checkout(pure_wheel, tmp_path):
+    with zipfile.ZipFile(pure_wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = "import sys, ascedfast.__main__ as m; sys.argv = sys.argv[:1] + sys.argv[2:]; print(m.__file__); m.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--", "demo", "--samples", "1", "--steps", "8", "--out", "out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site"))
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+@needs_build
 def test_skip_builds_a_pure_wheel(pure_wheel):
     assert pure_wheel.name.endswith("-py3-none-any.whl")
     assert not has_extension(names_in(pure_wheel))
