@@ -165,6 +165,11 @@ class Engine:
         if (m is None) == (x0 is None):
             raise TypeError("observe takes either the model output m or x0")
         self._check_batch(x, batch)
+        given = m if x0 is None else x0
+        if not isinstance(given, Tensor):
+            raise TypeError(f"the model output must be a tensor, got {type(given).__name__}")
+        if given.shape != x.shape:
+            raise ValueError(f"the model output must have x's shape {tuple(x.shape)}, got {tuple(given.shape)}")
         if any(row.first + row.step >= len(row.schedule) for row in batch):
             raise ValueError("a row has executed every step of its schedule; begin a new run")
         previous = self._previous(batch, x)
@@ -376,6 +381,8 @@ def begin(
         first: index in the schedule of the first executed step.
     Raises: ValueError, TypeError for bad settings or a number of seeds that is not the number of rows.
     """
+    if rows is not None and rows < 0:
+        raise ValueError(f"rows must be 0 or more, got {rows}")
     if isinstance(seeds, Sequence):
         if rows is not None and rows != len(seeds):
             raise ValueError(f"{len(seeds)} seeds were given for {rows} rows: give one a row")

@@ -94,10 +94,11 @@ def gaussian_blur(x: Tensor, sigma: float, dims: Sequence[int]) -> Tensor:
 
 
 def median(x: Tensor, dim: int = -1) -> Tensor:
-    """numpy's median along ``dim``: the mean of the two middle values of an even count, in x's dtype."""
+    """numpy's median along ``dim``: the mean of the two middle values of an even count, in x's dtype; NaN if any is."""
     n = x.shape[dim]
     upper = x.kthvalue(n // 2 + 1, dim).values
-    return upper if n % 2 else (x.kthvalue(n // 2, dim).values + upper) / 2
+    middle = upper if n % 2 else (x.kthvalue(n // 2, dim).values + upper) / 2
+    return torch.where(x.isnan().any(dim), math.nan, middle)  # kthvalue sorts NaN last
 
 
 def robust_threshold(

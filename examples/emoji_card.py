@@ -78,18 +78,23 @@ def write_folder(pipeline: DiffusionPipeline, load_line: str, folder: Path, figu
         device: where the samples are drawn. The noise comes from the CPU, so the seeds mean the same everywhere.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    figures = figures | {"curve": thin(figures["curve"])}
-    figures["first_loss"], figures["last_loss"] = tenths([loss for *_, loss in figures["curve"]])
     pipeline.save_pretrained(folder)
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors leaves it to its owner alone
+    write_card(load_line, folder, figures)
+    logging.disable_progress_bar()
+    grid = sample_grid(type(pipeline).from_pretrained(folder).to(device))
+    Image.fromarray(grid).save(folder / "samples.png", optimize=True)
+
+
+def write_card(load_line: str, folder: Path, figures: dict) -> None:
+    """Writes figures, model card and loss curve; arguments as for `write_folder`."""
+    figures = figures | {"curve": thin(figures["curve"])}
+    figures["first_loss"], figures["last_loss"] = tenths([loss for *_, loss in figures["curve"]])
     write_atomically(folder / FIGURES_FILE, json.dumps(figures))
     card = CARD.format(load=load_line, samples=SAMPLES, last_seed=SAMPLES - 1, steps=STEPS, **figures)
     write_atomically(folder / "README.md", card)
     draw_loss(figures["curve"], figures["folder"], folder / "loss.png")
-    logging.disable_progress_bar()
-    grid = sample_grid(type(pipeline).from_pretrained(folder).to(device))
-    Image.fromarray(grid).save(folder / "samples.png", optimize=True)
 
 
 def sample_grid(pipeline: DiffusionPipeline, count: int = SAMPLES, columns: int = 8) -> np.ndarray:

@@ -10,8 +10,8 @@ under one of seven categories. Then
 - a category has the share of the draws that CATEGORY_SHARES gives it: about equal shares, with more for people, who
   vary most, and for faces. By number, objects and symbols would have half of the draws, each unlike the next;
 - inside a category a base with n bitmaps is drawn with weight sqrt(n), split equally among them. Weight 1 would draw
-  each of the 36 runners 36 times less often than a lone surfer although they are different pictures; weight n is the uniform
-  draw again.
+  each of the 36 runners 36 times less often than the one snowboarder although they are different pictures; weight n is
+  the uniform draw again.
 
     python examples/emoji_data.py emoji64.npz       # renders once; the file stands in for the font afterwards
 """

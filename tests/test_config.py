@@ -145,7 +145,7 @@ def test_unknown_settings_hint_at_the_close_one(given, meant):
 
 
 def test_presets_keep_their_mode():
-    with pytest.raises(ValueError, match="AscedConfig.paper"):
+    with pytest.raises(ValueError, match=r"AscedConfig\.paper"):
         AscedConfig.fast(mode="paper")
     assert AscedConfig.paper(mode="paper") == AscedConfig.paper()
 

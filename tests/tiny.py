@@ -34,7 +34,7 @@ FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shi
 NO_CLIP = {"clip_sample": False}
 
 
-def _quietly(make):
+def quietly(make):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return make()
@@ -47,7 +47,9 @@ SCHEDULERS = {
     "ddim-sample": lambda: DDIMScheduler(prediction_type="sample", **NO_CLIP),
     "ddim-threshold": lambda: DDIMScheduler(thresholding=True, **NO_CLIP),
     "euler-eps": lambda: EulerDiscreteScheduler(**SCALED, steps_offset=1, timestep_spacing="leading"),
-    "euler-v": lambda: EulerDiscreteScheduler(**SCALED, **V, timestep_spacing="trailing", rescale_betas_zero_snr=True),
+    "euler-v": lambda: EulerDiscreteScheduler(
+        **SCALED, **V, steps_offset=1, timestep_spacing="trailing", rescale_betas_zero_snr=True
+    ),
     "euler-karras": lambda: EulerDiscreteScheduler(**SCALED, use_karras_sigmas=True),
     "flow": lambda: FlowMatchEulerDiscreteScheduler(),
     "flow-shift": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -60,7 +62,7 @@ SCHEDULERS = {
     "dpm2-flow": lambda: DPMSolverMultistepScheduler(**FLOW),
     "dpm3": lambda: DPMSolverMultistepScheduler(**SCALED, solver_order=3),
     "dpm2-sde": lambda: DPMSolverMultistepScheduler(**SCALED, algorithm_type="sde-dpmsolver++"),
-    "dpm2-eps-space": lambda: _quietly(
+    "dpm2-eps-space": lambda: quietly(
         lambda: DPMSolverMultistepScheduler(**SCALED, algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
     ),
     "dpm2-threshold": lambda: DPMSolverMultistepScheduler(**SCALED, thresholding=True),
@@ -207,7 +209,7 @@ def _sd15(scheduler, cls=StableDiffusionPipeline):
 
 
 def sd15(scheduler=None):
-    pipe, prompt = _sd15(scheduler or DDIMScheduler(**SCALED, **NO_CLIP, set_alpha_to_one=False))
+    pipe, prompt = _sd15(scheduler or DDIMScheduler(**SCALED, **NO_CLIP, set_alpha_to_one=False, steps_offset=1))
     return pipe, {**prompt, "height": 64, "width": 48, "output_type": "latent"}
 
 
@@ -216,7 +218,7 @@ def sd15_v():
 
 
 def sd15_img2img(strength=0.6):
-    pipe, prompt = _sd15(DDIMScheduler(**SCALED, **NO_CLIP), StableDiffusionImg2ImgPipeline)
+    pipe, prompt = _sd15(DDIMScheduler(**SCALED, **NO_CLIP, steps_offset=1), StableDiffusionImg2ImgPipeline)
     return pipe, {
         **prompt,
         "image": randn(1, 3, 32, 32, seed=3).sigmoid(),

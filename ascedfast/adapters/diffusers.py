@@ -56,8 +56,9 @@ class Handle:
         return self._run.x0
 
     def disable(self) -> None:
-        """Same as ``disable_asced(target)``."""
+        """``disable_asced(target)``, and the scheduler that was enabled where the pipeline has another one by now."""
         disable_asced(self.target)
+        class_swap.restore(self.scheduler)
 
     @property
     def _run(self) -> SchedulerRun:
@@ -179,6 +180,16 @@ def _scheduler_class(base: type) -> type:
     return class_swap.make_subclass(base, {"step": step, "set_timesteps": set_timesteps}, _swap_scheduler)
 
 
+def _pixels_a_location(pipe: Any) -> int:
+    """Side in pixels of the block that the pipeline's VAE decodes a latent location to."""
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        return 1
+    if hasattr(pipe, "vae_scale_factor"):
+        return pipe.vae_scale_factor
+    return 2 ** len(vae.config.get("block_out_channels", ())[1:])  # DiTPipeline does not state it
+
+
 @functools.cache
 def _pipeline_class(base: type) -> type:
     """The pipeline tells its scheduler's run the generators and the image size; it computes as before."""
@@ -191,8 +202,9 @@ def _pipeline_class(base: type) -> type:
             logger.warning("the pipeline's scheduler was replaced: ASCED is off; call enable_asced again")
             return base.__call__(self, *args, **kwargs)
         given = call_signature.bind_partial(self, *args, **kwargs).arguments
-        scale = getattr(self, "vae_scale_factor", 1) if getattr(self, "vae", None) is not None else 1
-        run.context = PipelineContext(given.get("generator"), given.get("height"), given.get("width"), scale)
+        run.context = PipelineContext(
+            given.get("generator"), given.get("height"), given.get("width"), _pixels_a_location(self)
+        )
         try:
             return base.__call__(self, *args, **kwargs)
         finally:

@@ -67,7 +67,10 @@ class SchedulerRun:
         if call.get("per_token_timesteps") is not None:
             raise ValueError("ASCED does not support per_token_timesteps: call disable_asced first")
         m, timestep, x = call["model_output"], call["timestep"], call["sample"]
-        index = self._index_of(scheduler, timestep)
+        try:
+            index = self._index_of(scheduler, timestep)
+        except IndexError:  # not a timestep of this run
+            return stock(scheduler, *args, **kwargs)  # raises the stock's own error
         if self._shape != x.shape or index != self._index + 1:
             self._begin(scheduler, index, x, call.get("generator"))
         if self._edited is not None:
