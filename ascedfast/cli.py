@@ -57,6 +57,7 @@ def demo(
     check_seed(seed, samples)
     check_device(device)
     check_writable(out)
+    quiet_diffusers()
     denoiser, scheduler = load_model(model, device)
     with progress_bar(f"sampling {samples} emoji, {mode}") as advance:
         result = paired_run(denoiser, scheduler, config, seed=seed, samples=samples, steps=steps, progress=advance)
@@ -96,6 +97,7 @@ def generate(
     def call() -> list:
         return images_of(pipe(**call_arguments(pipe, n=n, steps=steps, prompt=prompt, seeds=seeds)))
 
+    quiet_diffusers()
     try:
         pipe = load_pipeline(pipeline, device)
         call_arguments(pipe, n=n, steps=steps, prompt=prompt, seeds=seeds)
@@ -174,6 +176,13 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         fail(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}")
+
+
+def quiet_diffusers() -> None:
+    """Its bar for loading would run into ours."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def check_writable(out: Path) -> None:

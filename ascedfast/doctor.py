@@ -12,7 +12,7 @@ from ascedfast._version import __version__
 from ascedfast.noise import NOISE_VERSION
 
 OPS = ("step_dynamics", "robust_threshold", "label_regions", "dilate_mask", "renoise_")
-PACKAGES = ("torch", "triton", "numpy", "diffusers", "transformers", "accelerate")
+PACKAGES = ("triton", "numpy", "diffusers", "transformers", "accelerate")
 
 
 def examine() -> dict[str, Any]:
@@ -24,7 +24,7 @@ def examine() -> dict[str, Any]:
         "ascedfast": __version__,
         "noise_version": NOISE_VERSION,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {"torch": torch.__version__, **{name: _version(name) for name in PACKAGES}},
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "extension": f"not installed: {extension}" if isinstance(extension, ImportError) else extension.__file__,
         "ops": [
