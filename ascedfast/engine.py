@@ -16,7 +16,6 @@ agree. The engine knows tensors and schedules, no sampler:
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,49 +24,10 @@ from ascedfast import detect, ops
 from ascedfast.config import AscedConfig
 from ascedfast.noise import seed_to_int64
 from ascedfast.report import Report, RowReport
+from ascedfast.rows import Row
 from ascedfast.schedule import Plan, Schedule, plan_run
 
 logger = logging.getLogger("ascedfast")
-
-
-@dataclass(eq=False)
-class Row:
-    """State of one request. ``step`` counts executed steps; ``bank`` holds what its mode keeps of each step."""
-
-    id: int
-    schedule: Schedule
-    config: AscedConfig
-    seed: int
-    draw: int
-    first: int
-    plan: Plan
-    enabled: bool = True
-    step: int = 0
-    bank: list[Tensor] = field(default_factory=list)
-    dynamics: list[tuple[int, Tensor]] = field(default_factory=list)
-    finite: Tensor | None = None
-    x0: Tensor | None = None
-    detection: detect.Detection | None = None
-
-    @property
-    def watched(self) -> bool:
-        """The window is open at this step."""
-        return self.enabled and self.plan.reason is None and self.plan.start <= self.step < self.plan.t_c
-
-    @property
-    def wanted(self) -> bool:
-        """The dynamics of this step go into the report, or feed the next step's."""
-        return self.enabled and (self.watched or self.config.record == "run")
-
-    @property
-    def whole(self) -> bool:
-        """Every step of the window was banked."""
-        wanted = self.plan.t_c - self.plan.start - (self.config.mode == "fast")
-        return len(self.bank) == wanted and all(entry is not None for entry in self.bank)
-
-    @property
-    def due(self) -> bool:
-        return self.enabled and self.plan.reason is None and self.step == self.plan.t_c and self.detection is None
 
 
 class Engine:
@@ -117,7 +77,7 @@ class Engine:
 
     def remove(self, row: int) -> RowReport:
         """Take a row out and return its report."""
-        report = self._row_report(self._row(row))
+        report = self._row(row).report()
         del self._rows[row]
         # A table is found by its schedule's id, which is another's once the schedule is gone.
         alive = {id(other.schedule) for other in self._rows.values()}
@@ -181,8 +141,8 @@ class Engine:
         kept = {mode: self._signal(mode, batch, x, new) for mode in {row.config.mode for row in batch if row.watched}}
         for i, row in enumerate(batch):
             fresh = d is None or row.x0 is None  # d of a row without a previous prediction says nothing
-            self._bank(row, new[i], None if fresh else d[i], kept.get(row.config.mode), i, finite[i])
-            row.step += 1
+            signal = kept.get(row.config.mode)
+            row.take(new[i], None if fresh else d[i], None if signal is None else signal[i], finite[i])
         self._last = (tuple(row.id for row in batch), new)
         return new
 
@@ -231,7 +191,7 @@ class Engine:
     @property
     def report(self) -> Report:
         """What happened to every row so far. Reads nothing back from the device until it is asked for values."""
-        return Report([self._row_report(row) for row in self._rows.values()])
+        return Report([row.report() for row in self._rows.values()])
 
     def _row(self, row: int) -> Row:
         if row not in self._rows:
@@ -312,21 +272,6 @@ class Engine:
             return detect.weighted_score(x, x0, torch.tensor(alphas, dtype=x0.dtype, device=x0.device))
         return None
 
-    @staticmethod
-    def _bank(row: Row, x0: Tensor, d: Tensor | None, signal: Tensor | None, i: int, finite: Tensor) -> None:
-        """x0: [C, *grid]; d: [*grid] or None; signal: [R, ...], of which this row is the i-th."""
-        # A step that is observed for the sake of other rows leaves no trace in this one.
-        row.x0 = x0 if row.wanted else None
-        if not row.wanted:
-            return
-        row.finite = finite if row.finite is None else row.finite & finite
-        if d is not None:
-            row.dynamics.append((row.step, d))
-        if row.watched and row.config.mode != "fast":
-            row.bank.append(signal[i])
-        elif row.watched and row.step > row.plan.start:
-            row.bank.append(d)
-
     def _detect(self, group: list[Row]) -> None:
         """Detect in rows that share a configuration and a plan."""
         config = group[0].config
@@ -336,22 +281,6 @@ class Engine:
         for i, row in enumerate(group):
             row.detection = detect.Detection(*(part[i] for part in found))
             row.bank.clear()
-
-    @staticmethod
-    def _row_report(row: Row) -> RowReport:
-        return RowReport(
-            config=row.config,
-            seed=row.seed,
-            draw=row.draw,
-            enabled=row.enabled,
-            plan=row.plan,
-            steps=len(row.schedule) - row.first,
-            executed=row.step,
-            finite=row.finite,
-            detection=row.detection,
-            dynamics=tuple(row.dynamics),
-            logsnr=tuple(level.logsnr for level in row.schedule.before[row.first :]),
-        )
 
 
 def _work_dtype(x: Tensor) -> torch.dtype:

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""One request inside the engine: its plan, its place in the run, and what has been seen of it."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ascedfast.config import AscedConfig
+from ascedfast.detect import Detection
+from ascedfast.report import RowReport
+from ascedfast.schedule import Plan, Schedule
+
+
+@dataclass(eq=False)
+class Row:
+    """State of one request. ``step`` counts executed steps; ``bank`` holds what its mode keeps of each step."""
+
+    id: int
+    schedule: Schedule
+    config: AscedConfig
+    seed: int
+    draw: int
+    first: int
+    plan: Plan
+    enabled: bool = True
+    step: int = 0
+    bank: list[Tensor] = field(default_factory=list)
+    dynamics: list[tuple[int, Tensor]] = field(default_factory=list)
+    finite: Tensor | None = None
+    x0: Tensor | None = None
+    detection: Detection | None = None
+
+    @property
+    def watched(self) -> bool:
+        """The window is open at this step."""
+        return self.enabled and self.plan.reason is None and self.plan.start <= self.step < self.plan.t_c
+
+    @property
+    def wanted(self) -> bool:
+        """The dynamics of this step go into the report, or feed the next step's."""
+        return self.enabled and (self.watched or self.config.record == "run")
+
+    @property
+    def whole(self) -> bool:
+        """Every step of the window was banked."""
+        wanted = self.plan.t_c - self.plan.start - (self.config.mode == "fast")
+        return len(self.bank) == wanted and all(entry is not None for entry in self.bank)
+
+    @property
+    def due(self) -> bool:
+        """T_c has come, and nothing was detected yet."""
+        return self.enabled and self.plan.reason is None and self.step == self.plan.t_c and self.detection is None
+
+    def take(self, x0: Tensor, d: Tensor | None, signal: Tensor | None, finite: Tensor) -> None:
+        """Keep of an observed step what the plan asks for, and go on to the next step.
+
+        Args:
+            x0: [C, *grid]. d: [*grid], or None without a previous prediction. finite: 0-dim bool.
+            signal: what the row's mode banks of a step; None in mode "fast", which banks d.
+        """
+        # A step that is observed for the sake of other rows leaves no trace in this one.
+        self.x0 = x0 if self.wanted else None
+        if self.wanted:
+            self.finite = finite if self.finite is None else self.finite & finite
+            if d is not None:
+                self.dynamics.append((self.step, d))
+        if self.watched and self.config.mode != "fast":
+            self.bank.append(signal)
+        elif self.watched and self.step > self.plan.start:
+            self.bank.append(d)
+        self.step += 1
+
+    def report(self) -> RowReport:
+        """A snapshot; nothing is read back from the device."""
+        return RowReport(
+            config=self.config,
+            seed=self.seed,
+            draw=self.draw,
+            enabled=self.enabled,
+            plan=self.plan,
+            steps=len(self.schedule) - self.first,
+            executed=self.step,
+            finite=self.finite,
+            detection=self.detection,
+            dynamics=tuple(self.dynamics),
+            logsnr=tuple(level.logsnr for level in self.schedule.before[self.first :]),
+        )
