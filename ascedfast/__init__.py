@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Watches a diffusion sampler while it runs and repairs the regions that are becoming artifacts, in the same run."""
 
+import importlib.util
 import logging
 
 from ascedfast._version import __version__
@@ -11,6 +12,7 @@ from ascedfast.process import Coefficients
 from ascedfast.report import Region, Report, RowReport
 from ascedfast.schedule import Schedule
 
+_DIFFUSERS = ("asced", "disable_asced", "enable_asced", "is_asced_enabled")
 __all__ = [
     "AscedConfig",
     "Coefficients",
@@ -21,16 +23,19 @@ __all__ = [
     "Schedule",
     "__version__",
     "artifact_mask",
-    "asced",
     "begin",
-    "disable_asced",
-    "enable_asced",
-    "is_asced_enabled",
 ]
+try:  # a star import must not fail where diffusers is missing
+    if importlib.util.find_spec("diffusers") is not None:
+        __all__ += _DIFFUSERS
+except ImportError:
+    pass
 
 logging.getLogger("ascedfast").addHandler(logging.NullHandler())
 
-_DIFFUSERS = ("asced", "disable_asced", "enable_asced", "is_asced_enabled")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str):
@@ -39,6 +44,9 @@ def __getattr__(name: str):
         try:
             from ascedfast.adapters import diffusers
         except ModuleNotFoundError as error:
-            raise ImportError(f"ascedfast.{name} needs diffusers: pip install 'ascedfast[diffusers]'") from error
+            raise ImportError(
+                f"ascedfast.{name} needs diffusers: pip install 'ascedfast[diffusers]' "
+                "(in a checkout: pip install -e '.[diffusers]')"
+            ) from error
         return getattr(diffusers, name)
     raise AttributeError(f"module 'ascedfast' has no attribute {name!r}")

@@ -4,14 +4,18 @@
 import functools
 import importlib
 import importlib.util
+import os
 from types import ModuleType
 
 import torch
 
 BACKENDS = ("auto", "triton", "native", "reference")
+OPS = ("step_dynamics", "robust_threshold", "label_regions", "dilate_mask", "renoise_")
 
-_NATIVE_OPS: dict[str, tuple[str, ...]] = {"label_regions": ("cpu",)}
-_TRITON_OPS: dict[str, tuple[str, ...]] = {}
+_NATIVE_OPS = ("label_regions",)
+_TRITON_OPS = ("renoise_", "step_dynamics")
+_MEASURED_TRITON_OPS: tuple[str, ...] = ()
+"""Those that "auto" takes: the ones whose bits and times were measured on a GPU."""
 
 
 class BackendError(RuntimeError):
@@ -29,18 +33,29 @@ def native() -> ModuleType | ImportError:
 
 def why_not(backend: str, op: str, device: torch.device) -> list[str]:
     """Every reason why ``backend`` cannot serve ``op`` on ``device``; empty when it can."""
-    if backend == "reference":
-        return []
     causes = []
-    table = _NATIVE_OPS if backend == "native" else _TRITON_OPS
-    if op not in table:
-        causes.append(f"{op} has no {backend} implementation")
-    elif device.type not in table[op]:
-        causes.append(f"{op} runs on {', '.join(table[op])} there, the tensor is on {device.type}")
-    if backend == "native" and isinstance(native(), ImportError):
-        causes.append(f"the extension ascedfast._C is not installed ({native()}); a C++ compiler builds it at install")
-    if backend == "triton" and importlib.util.find_spec("triton") is None:
-        causes.append("triton is not installed")
+    if backend == "native":
+        if op not in _NATIVE_OPS:
+            causes.append(f"{op} has no native implementation")
+        elif device.type != "cpu":
+            causes.append(f"native {op} runs on the CPU, the tensor is on {device.type}")
+        if isinstance(native(), ImportError):
+            causes.append(f"the extension ascedfast._C is not installed ({native()}); a C++ compiler builds it")
+    if backend == "triton":
+        if op not in _TRITON_OPS:
+            causes.append(f"{op} has no triton kernel yet")
+        if importlib.util.find_spec("triton") is None:
+            causes.append("triton is not installed")
+        elif device.type != "cuda" and not _interpreted():
+            causes.append(f"triton kernels run on CUDA (or with TRITON_INTERPRET=1), the tensor is on {device.type}")
+    return causes
+
+
+def why_not_by_itself(backend: str, op: str, device: torch.device) -> list[str]:
+    """``why_not``, and why "auto" leaves a backend alone that could serve."""
+    causes = why_not(backend, op, device)
+    if not causes and backend == "triton" and op not in _MEASURED_TRITON_OPS:
+        causes.append("not measured on a GPU yet: taken on request only")
     return causes
 
 
@@ -49,8 +64,20 @@ def pick(op: str, device: torch.device, backend: str = "auto") -> str:
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     if backend == "auto":
-        return next(name for name in ("triton", "native", "reference") if not why_not(name, op, device))
+        return next(name for name in ("triton", "native", "reference") if not why_not_by_itself(name, op, device))
     causes = why_not(backend, op, device)
     if causes:
         raise BackendError(f"backend {backend!r} cannot serve {op}: {'; '.join(causes)}")
     return backend
+
+
+def check_all(backend: str) -> None:
+    """Raise BackendError unless ``backend`` can serve every op of a run, so that no run fails half-way."""
+    device = torch.device("cuda" if backend == "triton" else "cpu")
+    causes = [cause for op in OPS for cause in ([] if backend == "auto" else why_not(backend, op, device))]
+    if causes:
+        raise BackendError(f"backend {backend!r} cannot serve a whole run: {'; '.join(dict.fromkeys(causes))}")
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The command line. Exit codes: 0 done, 2 the arguments or what they point to cannot be used (the message says why)."""
 
+import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -10,14 +12,15 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ascedfast._version import __version__
 from ascedfast.config import MODES, AscedConfig
 from ascedfast.report import Report
 
 app = typer.Typer(
-    help="Watch a diffusion sampler and repair emerging artifacts in the same run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -33,8 +36,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 
 def fail(message: str) -> NoReturn:
-    err.print(f"[red]error:[/red] {message}", highlight=False)
+    err.print(f"[red]error:[/red] {escape(message)}", highlight=False)
     raise typer.Exit(2)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Watch a diffusion sampler and repair emerging artifacts in the same run."""
 
 
 @app.command()
@@ -59,6 +75,10 @@ def demo(
     check_writable(out)
     quiet_diffusers()
     denoiser, scheduler = load_model(model, device)
+    try:
+        scheduler.set_timesteps(steps)
+    except ValueError as error:
+        fail(f"--steps {steps}: {error}")
     with progress_bar(f"sampling {samples} emoji, {mode}") as advance:
         result = paired_run(denoiser, scheduler, config, seed=seed, samples=samples, steps=steps, progress=advance)
     share = result.asced_seconds / result.seconds
@@ -94,22 +114,24 @@ def generate(
     check_writable(out)
     seeds = [seed + i for i in range(n)]
 
-    def call() -> list:
-        return images_of(pipe(**call_arguments(pipe, n=n, steps=steps, prompt=prompt, seeds=seeds)))
-
     quiet_diffusers()
     try:
         pipe = load_pipeline(pipeline, device)
         call_arguments(pipe, n=n, steps=steps, prompt=prompt, seeds=seeds)
-        before = call() if compare else None
-        with progress_bar(f"drawing {n} images, {mode}") as advance:
-            done = iter(range(1, steps + 1))
-            with asced(pipe, config, seeds=seeds, on_x0=lambda *_: advance(next(done, steps), steps)) as handle:
-                after = call()
+        runs = {"before": dataclasses.replace(config, correct=False)} if compare else {}
+        images: dict[str, list] = {}
+        for name, settings in {**runs, "after": config}.items():
+            title = f"drawing {n} images, {mode}, {name} correction"
+            with (
+                progress_bar(title) as advance,
+                asced(pipe, settings, seeds=seeds, on_x0=counter(advance, steps)) as handle,
+            ):
+                arguments = call_arguments(pipe, n=n, steps=steps, prompt=prompt, seeds=seeds)
+                images[name] = images_of(pipe(**arguments))
                 report = handle.report
     except (FolderError, ValueError) as error:
         fail(str(error))
-    report.attach(**({"before": before} if before else {}), after=after)
+    report.attach(**images)
     report.notes = [f"Pipeline {pipeline.name}, {steps} steps, prompt {prompt!r}."]
     finish(report, out, as_json, {})
 
@@ -120,20 +142,22 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print a saved report."""
-    path = folder / "report.json"
+    path = (folder.parent if folder.is_file() else folder) / "report.json"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        rows = saved["rows"]
+        table, notes = report_table(saved["rows"]), [str(note) for note in saved["notes"]]
     except FileNotFoundError:
         fail(f"{path} does not exist: give the folder that a report was saved into")
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         fail(f"{path} cannot be read: {error}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        fail(f"{path} holds no report: {error!r}")
     if as_json:
         typer.echo(json.dumps(saved))
         return
-    for note in saved.get("notes", []):
-        Console().print(note, highlight=False)
-    print_report(rows)
+    for note in notes:
+        Console().print(note, highlight=False, markup=False)
+    Console().print(table)
 
 
 @app.command()
@@ -173,9 +197,15 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         fail(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}")
+
+
+def counter(advance: Callable[[int, int], None], total: int) -> Callable[..., None]:
+    """A callback that advances a bar by one at each call."""
+    done = itertools.count(1)
+    return lambda *_: advance(next(done), total)
 
 
 def quiet_diffusers() -> None:
@@ -214,18 +244,22 @@ def finish(report: Report, out: Path, as_json: bool, figures: dict[str, float]) 
     if as_json:
         typer.echo(json.dumps({**report.to_dict(), **figures, "files": [str(path) for path in files]}))
         return
-    print_report(report.to_dict()["rows"])
     console = Console()
+    console.print(report_table(report.to_dict()["rows"]))
     if "seconds" in figures:
-        console.print(f"{figures['seconds']:.1f} s, {figures['asced_share']:.1%} of it in ASCED", highlight=False)
-    console.print(f"open {out / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(
+            f"one corrected run: {figures['seconds']:.1f} s, {figures['asced_share']:.1%} of it in ASCED",
+            highlight=False,
+        )
+    console.print(f"open {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_report(rows: list[dict[str, Any]]) -> None:
+def report_table(rows: list[dict[str, Any]]) -> Table:
+    """A saved report's rows. Raises: KeyError, TypeError, ValueError where they are none."""
     table = Table("sample", "status", "area masked", "severity", "regions", "seed")
     for i, row in enumerate(rows):
         severity = row["severity"] if isinstance(row["severity"], str) else f"{row['severity']:.3f}"
         kept = sum(region["kept"] for region in row["regions"])
         status = row["status"] if row["reason"] is None else f"{row['status']}: {row['reason']}"
-        table.add_row(str(i), status, f"{row['area']:.1%}", severity, str(kept), str(row["seed"]))
-    Console().print(table)
+        table.add_row(str(i), escape(status), f"{row['area']:.1%}", escape(severity), str(kept), str(row["seed"]))
+    return table

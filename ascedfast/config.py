@@ -128,12 +128,13 @@ class AscedConfig:
             return isinstance(getattr(self, name), int) and not isinstance(getattr(self, name), bool)
 
         check(self.mode in MODES, "mode", f"one of {', '.join(MODES)}")
-        for name in ("mad_scale", "mad_floor", "blur_sigma", "min_area", "x0_noise"):
-            check(number(name) and 0 <= getattr(self, name) < math.inf, name, "a finite number >= 0")
+        limits = {"mad_scale": 1e12, "mad_floor": 1e12, "blur_sigma": 1e3, "min_area": 1e12, "x0_noise": 1e12}
+        for name, most in limits.items():
+            check(number(name) and 0 <= getattr(self, name) <= most, name, f"a number from 0 to {most:g}")
         check(number("max_area") and self.max_area > self.min_area, "max_area", f"above min_area ({self.min_area})")
-        check(whole("core_width") and self.core_width >= 1, "core_width", "an int >= 1")
-        check(whole("grow") and self.grow >= 0, "grow", "an int >= 0")
-        check(self.connectivity in (4, 8), "connectivity", "4 or 8")
+        check(whole("core_width") and 1 <= self.core_width <= 1 << 15, "core_width", f"an int from 1 to {1 << 15}")
+        check(whole("grow") and 0 <= self.grow <= 1 << 15, "grow", f"an int from 0 to {1 << 15}")
+        check(whole("connectivity") and self.connectivity in (4, 8), "connectivity", "4 or 8")
         check(
             self.reference_size is None or (whole("reference_size") and self.reference_size >= 1),
             "reference_size",

@@ -11,7 +11,6 @@ from ascedfast import _backend
 from ascedfast._version import __version__
 from ascedfast.noise import NOISE_VERSION
 
-OPS = ("step_dynamics", "robust_threshold", "label_regions", "dilate_mask", "renoise_")
 PACKAGES = ("triton", "numpy", "diffusers", "transformers", "accelerate")
 
 
@@ -33,11 +32,13 @@ def examine() -> dict[str, Any]:
                 "device": device.type,
                 "backend": _backend.pick(op, device),
                 "others": {
-                    name: causes for name in ("triton", "native") if (causes := _backend.why_not(name, op, device))
+                    name: causes
+                    for name in ("triton", "native")
+                    if (causes := _backend.why_not_by_itself(name, op, device))
                 },
             }
             for device in devices
-            for op in OPS
+            for op in _backend.OPS
         ],
     }
 

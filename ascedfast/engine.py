@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ascedfast import detect, ops
+from ascedfast import _backend, detect, ops
 from ascedfast.config import AscedConfig
 from ascedfast.noise import seed_to_int64
 from ascedfast.report import Report, RowReport
@@ -56,8 +56,10 @@ class Engine:
             seed: the request's 64-bit seed. draw: tells rows of one seed apart (images of one request).
             first: index in the schedule of the first step that will be executed.
             enabled: False leaves the row alone.
-        Raises: TypeError or ValueError for bad settings; then nothing is added.
+        Raises: TypeError, ValueError or BackendError for bad settings; then nothing is added.
         """
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be an ascedfast.Schedule (see from_levels), got {type(schedule).__name__}")
         config = AscedConfig() if config is None else config
         if not isinstance(config, AscedConfig):
             raise TypeError(f"config must be an AscedConfig, got {type(config).__name__}")
@@ -66,6 +68,7 @@ class Engine:
         if not 0 <= draw < 1 << 16:
             raise ValueError(f"draw must lie in 0..65535, got {draw}")
         seed_to_int64(seed)
+        _backend.check_all(config.backend)
         plan = plan_run(schedule, config, first)
         if enabled and plan.reason is not None and not self._warned:
             self._warned = True
@@ -77,8 +80,12 @@ class Engine:
 
     def remove(self, row: int) -> RowReport:
         """Take a row out and return its report."""
-        report = self._row(row).report()
+        leaving = self._row(row)
+        leaving.detach()
+        report = leaving.report()
         del self._rows[row]
+        if row in self._last[0]:
+            self._last = ((), None)
         # A table is found by its schedule's id, which is another's once the schedule is gone.
         alive = {id(other.schedule) for other in self._rows.values()}
         self._tables = {key: table for key, table in self._tables.items() if key[0] in alive}
@@ -137,8 +144,11 @@ class Engine:
         if x0 is not None:
             a, b, m = torch.zeros_like(a), torch.ones_like(b), x0
         new, d = self._dynamics(batch, x, m, a, b, previous)
-        finite = new.isfinite().flatten(1).all(1)
-        kept = {mode: self._signal(mode, batch, x, new) for mode in {row.config.mode for row in batch if row.watched}}
+        # Of the inputs too: clipping hides an Inf.
+        finite = (new.isfinite() & x.isfinite() & m.isfinite()).flatten(1).all(1)
+        kept = {
+            mode: self._signal(mode, batch, x, m, new) for mode in {row.config.mode for row in batch if row.watched}
+        }
         for i, row in enumerate(batch):
             fresh = d is None or row.x0 is None  # d of a row without a previous prediction says nothing
             signal = kept.get(row.config.mode)
@@ -154,26 +164,37 @@ class Engine:
             x: [R, C, *grid], the state that the solver step has just returned; modified inside the mask only.
             rows: as for ``observe``.
         Returns: the corrected locations, bool [R, 1, *grid], or None when no row was due (or all only observe).
+        Raises: ValueError, TypeError; then x and the rows are as they were. Gradients cannot pass a correction in
+            place: an x that requires them is refused.
         """
         batch = self._select(rows)
         self._check_batch(x, batch)
+        if x.requires_grad and any(row.due for row in batch):
+            raise ValueError("correct_ writes in place, without gradients: call it on x.detach() or under no_grad")
         for row in batch:
             if row.due and not row.whole:
                 row.plan = Plan(0, 0, "the row was off, or its steps were not observed, for a part of its window")
         due = [row for row in batch if row.due]
-        for group in _groups(due):
-            self._detect(group)
-        writing = [row for row in due if row.config.correct]
-        if not writing:
-            return None
+        found = [pair for group in _groups(due) for pair in self._detect(group)]
+        masks = {row.id: detection.grown for row, detection in found if row.config.correct}
+        mask = self._renoise(x, batch, masks) if masks else None
+        for row, detection in found:  # last: a failure above leaves the rows as they were
+            row.detection = detection
+            row.bank.clear()
+        return mask
+
+    @staticmethod
+    def _renoise(x: Tensor, batch: list[Row], masks: dict[int, Tensor]) -> Tensor:
+        """Correct x in place inside the masks, by row id; the mask of the whole batch, bool [R, 1, *grid]."""
         empty = torch.zeros(x.shape[2:], dtype=torch.bool, device=x.device)
-        mask = torch.stack([row.detection.grown if row in writing else empty for row in batch])
+        mask = torch.stack([masks.get(row.id, empty) for row in batch])
         levels = [row.schedule.after[row.first + row.step - 1] for row in batch]
 
         def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=x.device)
 
         x0_noise = [row.config.x0_noise for row in batch]
+        backends = {row.config.backend for row in batch if row.id in masks}
         ops.renoise_(
             x,
             mask,
@@ -184,7 +205,7 @@ class Engine:
             steps=column([row.step for row in batch], torch.int64),
             draws=column([row.draw for row in batch], torch.int64),
             x0_noise=column(x0_noise, torch.float32) if any(x0_noise) else None,
-            backend=batch[0].config.backend,
+            backend=backends.pop() if len(backends) == 1 else "auto",
         )
         return mask[:, None]
 
@@ -234,21 +255,17 @@ class Engine:
     def _dynamics(
         batch: list[Row], x: Tensor, m: Tensor, a: Tensor, b: Tensor, previous: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """ops.step_dynamics, once for all rows that share its settings."""
-        groups: dict[tuple, list[int]] = {}
-        for i, row in enumerate(batch):
-            groups.setdefault((row.schedule.clip, row.config.channels, row.config.backend), []).append(i)
-        if len(groups) <= 1:
-            clip, reduce, backend = next(iter(groups), (None, "mean", "auto"))
+        """ops.step_dynamics: once where all rows share its settings, the usual case, else row by row."""
+        shared = {(row.schedule.clip, row.config.channels, row.config.backend) for row in batch}
+        if len(shared) <= 1:
+            clip, reduce, backend = shared.pop() if shared else (None, "mean", "auto")
             return ops.step_dynamics(x, m, a, b, previous, clip=clip, reduce=reduce, backend=backend)
-        parts: list[tuple[Tensor, Tensor | None]] = [None] * len(batch)
-        for (clip, reduce, backend), members in groups.items():
-            for i in members:
-                one = slice(i, i + 1)
-                old = None if previous is None else previous[one]
-                parts[i] = ops.step_dynamics(
-                    x[one], m[one], a[one], b[one], old, clip=clip, reduce=reduce, backend=backend
-                )
+        parts = []
+        for i, row in enumerate(batch):
+            one = slice(i, i + 1)
+            old = None if previous is None else previous[one]
+            settings = {"clip": row.schedule.clip, "reduce": row.config.channels, "backend": row.config.backend}
+            parts.append(ops.step_dynamics(x[one], m[one], a[one], b[one], old, **settings))
         d = None if previous is None else torch.cat([part[1] for part in parts])
         return torch.cat([part[0] for part in parts]), d
 
@@ -263,24 +280,27 @@ class Engine:
         return pairs[:, 0], pairs[:, 1]
 
     @staticmethod
-    def _signal(mode: str, batch: list[Row], x: Tensor, x0: Tensor) -> Tensor | None:
+    def _signal(mode: str, batch: list[Row], x: Tensor, m: Tensor, x0: Tensor) -> Tensor | None:
         """What a mode banks of a step for the whole batch; None for "fast", which banks the dynamics themselves."""
         if mode == "official":
             return detect.grey_levels(x0)
-        if mode == "paper":
-            alphas = [row.schedule.before[row.first + row.step].alpha for row in batch]
-            return detect.weighted_score(x, x0, torch.tensor(alphas, dtype=x0.dtype, device=x0.device))
-        return None
+        if mode != "paper":
+            return None
+        levels = [row.schedule.before[row.first + row.step] for row in batch]
+        if any(row.schedule.clip is not None for row in batch):  # the score is the model's, before any clipping
+            pairs = torch.tensor([(level.a, level.b) for level in levels], dtype=torch.float32, device=x.device)
+            x0, _ = ops.step_dynamics(x, m, *pairs.unbind(1))
+        alphas = [level.alpha for level in levels]
+        return detect.weighted_score(x, x0, torch.tensor(alphas, dtype=x0.dtype, device=x0.device))
 
-    def _detect(self, group: list[Row]) -> None:
-        """Detect in rows that share a configuration and a plan."""
+    @staticmethod
+    def _detect(group: list[Row]) -> list[tuple[Row, detect.Detection]]:
+        """Detect in rows that share a configuration and a plan; changes none of them."""
         config = group[0].config
         frames = torch.stack([torch.stack(row.bank) for row in group], 1)
         maps = frames[:, :, None].float() if config.mode == "fast" else detect.maps_of(frames, config).float()
         found = detect.detect(maps, config, torch.stack([row.finite for row in group]))
-        for i, row in enumerate(group):
-            row.detection = detect.Detection(*(part[i] for part in found))
-            row.bank.clear()
+        return [(row, detect.Detection(*(part[i] for part in found))) for i, row in enumerate(group)]
 
 
 def _work_dtype(x: Tensor) -> torch.dtype:

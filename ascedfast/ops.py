@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ascedfast import _backend, reference
+from ascedfast.noise import Purpose
 
 
 def _check(ok: bool, message: str) -> None:
@@ -32,6 +33,11 @@ def _check_mask(mask: Tensor) -> None:
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool, got {mask.dtype}")
     _check(mask.dim() in (3, 4), f"mask must be [R, H, W] or [R, D, H, W], got {tuple(mask.shape)}")
+
+
+def _check_fp32(backend: str, *tensors: Tensor) -> None:
+    if any(tensor.dtype == torch.float64 for tensor in tensors):
+        raise _backend.BackendError(f"backend {backend!r} computes in float32; float64 needs backend='reference'")
 
 
 def step_dynamics(
@@ -58,7 +64,11 @@ def step_dynamics(
     """
     _check_states(x, ("m", m), *([("x0_prev", x0_prev)] if x0_prev is not None else []))
     _check(reduce in ("mean", "max"), f"reduce must be 'mean' or 'max', got {reduce!r}")
-    _backend.pick("step_dynamics", x.device, backend)
+    if _backend.pick("step_dynamics", x.device, backend) == "triton":
+        from ascedfast.kernels import step_dynamics as kernel
+
+        _check_fp32(backend, x, m, *([x0_prev] if x0_prev is not None else []))
+        return kernel.step_dynamics(x, m, a, b, x0_prev, clip, reduce)
     return reference.step_dynamics(x, m, a, b, x0_prev, clip, reduce)
 
 
@@ -175,6 +185,12 @@ def renoise_(
     _check_mask(mask)
     expected = (x.shape[0], *x.shape[2:])
     _check(tuple(mask.shape) == expected, f"mask must be {expected}, got {tuple(mask.shape)}")
-    _backend.pick("renoise_", x.device, backend)
+    if _backend.pick("renoise_", x.device, backend) == "triton":
+        from ascedfast.kernels import renoise as kernel
+
+        _check_fp32(backend, x, x0)
+        purposes = (int(Purpose.RENOISE), int(Purpose.PERTURB_X0))
+        noise = {"seeds": seeds, "steps": steps, "draws": draws, "x0_noise": x0_noise}
+        return kernel.renoise_(x, mask, x0, alpha, sigma, **noise, purposes=purposes)
     corrected = reference.renoise(x, mask, x0, alpha, sigma, seeds=seeds, steps=steps, draws=draws, x0_noise=x0_noise)
     return x.copy_(corrected)

@@ -193,7 +193,8 @@ def _full_blocks(mask: Tensor, width: int) -> Tensor:
     height, length = mask.shape[-2:]
     if width > min(height, length):
         return torch.zeros(mask.shape[0], mask[0].numel(), dtype=torch.int64, device=mask.device)
-    hollow = F.max_pool2d((~mask).float().reshape(-1, 1, height, length), width, stride=1)
+    hollow = (~mask).float().reshape(-1, 1, height, length)
+    hollow = F.max_pool2d(F.max_pool2d(hollow, (width, 1), stride=1), (1, width), stride=1)
     full = F.pad(hollow == 0, (0, width - 1, 0, width - 1))
     return full.reshape(mask.shape[0], -1).to(torch.int64)
 
@@ -203,7 +204,9 @@ def dilate_mask(mask: Tensor, radius: int) -> Tensor:
     if radius == 0 or mask.numel() == 0:
         return mask.clone()
     planes = mask.float().reshape(-1, 1, *mask.shape[-2:])
-    return F.max_pool2d(planes, 2 * radius + 1, stride=1, padding=radius).reshape(mask.shape) > 0
+    side = 2 * radius + 1
+    planes = F.max_pool2d(planes, (side, 1), stride=1, padding=(radius, 0))
+    return F.max_pool2d(planes, (1, side), stride=1, padding=(0, radius)).reshape(mask.shape) > 0
 
 
 def renoise(

@@ -37,8 +37,8 @@ class Region:
     """One connected region of the abnormal locations, in locations of the grid.
 
     label: its number in ``RowReport.labels``. area: locations. box: (top, left, bottom, right), the last two
-    exclusive ((front, top, ..) for volumes). peak_z: largest robust z. severity: its share of the row's severity.
-    kept: False when an area or width rule dropped it.
+    exclusive ((front, top, ..) for volumes). peak_z: largest robust z. severity: sum of z over the region, by the
+    number of locations of the grid; those of the kept regions add up to the row's. kept: False when a rule dropped it.
     """
 
     label: int
@@ -55,7 +55,8 @@ class RowReport:
 
     Attributes:
         config, seed, draw, plan: what repeats the run. steps, executed: solver steps planned and done.
-        finite: 0-dim bool, False once a prediction held NaN or Inf; None before the first.
+        finite: 0-dim bool, False if a step up to T_c held NaN or Inf; None before the first. finite_after: the same for
+            the recorded steps after it.
         dynamics: (executed step, d [*grid]) of every recorded step.
         logsnr: log(alpha^2/sigma^2) at each executed step.
     """
@@ -68,6 +69,7 @@ class RowReport:
     steps: int
     executed: int
     finite: Tensor | None
+    finite_after: Tensor | None
     detection: "Detection | None"
     dynamics: tuple[tuple[int, Tensor], ...]
     logsnr: tuple[float, ...]
@@ -75,7 +77,7 @@ class RowReport:
     @functools.cached_property
     def status(self) -> Status:
         """corrected | clean: nothing found | observed: found, not to be corrected | unavailable: left alone, see
-        ``reason`` | not finite: NaN or Inf was seen, left alone | pending: T_c not reached | off."""
+        ``reason`` | not finite: NaN or Inf was seen before T_c, left alone | pending: T_c not reached | off."""
         if not self.enabled:
             return "off"
         if self.plan.reason is not None:
@@ -136,23 +138,28 @@ class RowReport:
         """Every region above the threshold, the largest severity first, dropped ones included."""
         if self.labels is None:
             return ()
-        labels, mask, z = self.labels.cpu(), self.mask.cpu(), self.z.double().cpu()
-        regions = []
-        for label in range(1, int(labels.max()) + 1):
-            inside = labels == label
-            where = inside.nonzero()
-            low, high = where.amin(0).tolist(), (where.amax(0) + 1).tolist()
-            values = z[inside]
-            regions.append(
-                Region(
-                    label=label,
-                    area=len(where),
-                    box=(*low, *high),
-                    peak_z=float(values.max()),
-                    severity=float(values.sum() / labels.numel()),
-                    kept=bool(mask[inside].all()),
-                )
+        labels = self.labels.cpu().flatten().long()
+        count = int(labels.max())
+        mask, z = self.mask.cpu().flatten(), self.z.double().cpu().flatten()
+        areas = torch.bincount(labels, minlength=count + 1)
+        sums = torch.zeros(count + 1, dtype=torch.float64).index_add(0, labels, z)
+        peaks = torch.full((count + 1,), -math.inf, dtype=torch.float64).scatter_reduce(0, labels, z, "amax")
+        kept = torch.zeros(count + 1, dtype=torch.bool).scatter(0, labels[mask], True)
+        where = torch.stack(torch.unravel_index(torch.arange(labels.numel()), self.labels.shape), 1)
+        index = labels[:, None].expand_as(where)
+        low = torch.full((count + 1, where.shape[1]), labels.numel()).scatter_reduce(0, index, where, "amin")
+        high = torch.zeros(count + 1, where.shape[1], dtype=torch.int64).scatter_reduce(0, index, where + 1, "amax")
+        regions = [
+            Region(
+                label=label,
+                area=int(areas[label]),
+                box=(*low[label].tolist(), *high[label].tolist()),
+                peak_z=float(peaks[label]),
+                severity=float(sums[label] / labels.numel()),
+                kept=bool(kept[label]),
             )
+            for label in range(1, count + 1)
+        ]
         return tuple(sorted(regions, key=lambda region: (-region.severity, region.label)))
 
     @functools.cached_property
@@ -164,9 +171,9 @@ class RowReport:
             inside = torch.zeros_like(d, dtype=torch.bool) if self.mask is None else self.mask
             curves["step"].append(step)
             curves["logsnr"].append(self.logsnr[step])
-            curves["all"].append(float(d.mean()))
-            curves["inside"].append(float(d[inside].mean()))
-            curves["outside"].append(float(d[~inside].mean()))
+            curves["all"].append(float(d.double().mean()))
+            curves["inside"].append(float(d[inside].double().mean()))
+            curves["outside"].append(float(d[~inside].double().mean()))
         return curves
 
     def step_z(self, d: Tensor) -> Tensor:
@@ -179,12 +186,13 @@ class RowReport:
         return [(step, float(self._threshold(d)[0].double().mean())) for step, d in self.dynamics]
 
     def _threshold(self, d: Tensor) -> tuple[Tensor, Tensor]:
+        floor = max(HALF_GREY_LEVEL, self.config.mad_floor if self.config.mode == "fast" else 0.0)
         flags, z = reference.robust_threshold(
             d[None, None, None].float(),
             mad_scale=self.config.mad_scale,
-            mad_floor=HALF_GREY_LEVEL,
+            mad_floor=floor,
             blur_sigma=self.config.sizes(tuple(d.shape)).blur_sigma,
-            z_floor=HALF_GREY_LEVEL,
+            z_floor=floor,
         )
         return flags[0], z[0]
 
@@ -203,6 +211,7 @@ class RowReport:
             "t_c": None if self.plan.reason else self.plan.t_c,
             "severity": self.severity,
             "area": self.area,
+            "finite_after": None if self.finite_after is None else bool(self.finite_after),
             "regions": [vars(region) for region in self.regions],
             "curves": {name: [_finite_or_none(v) for v in values] for name, values in self.curves.items()},
             "abnormal": self.abnormal,
@@ -239,7 +248,12 @@ class Report(Sequence[RowReport]):
         return iter(self.rows)
 
     def __repr__(self) -> str:
-        lines = [f"row {i}: {row.status}, severity {row.severity}, area {row.area:.1%}" for i, row in enumerate(self)]
+        def shown(severity: float | str) -> str:
+            return severity if isinstance(severity, str) else f"{severity:.3f}"
+
+        lines = [
+            f"row {i}: {row.status}, severity {shown(row.severity)}, area {row.area:.1%}" for i, row in enumerate(self)
+        ]
         return "\n".join(["ascedfast report", *lines])
 
     @property
@@ -284,6 +298,8 @@ class Report(Sequence[RowReport]):
         "after" are what masks are drawn over. Float [R, 1 or 3, H, W] in [0, 1] or PIL images, one a row."""
         pictures = _needs_demo("pictures")
         for name, batch in images.items():
+            if not name.isidentifier():
+                raise ValueError(f"images are named by an identifier, like 'after', got {name!r}")
             converted = pictures.to_images(batch)
             if len(converted) != len(self):
                 raise ValueError(f"{len(converted)} images were given as {name!r} for a report of {len(self)} rows")
@@ -330,6 +346,8 @@ class Report(Sequence[RowReport]):
         known = next((mask for mask in found if mask is not None), None)
         if known is None:
             return None
+        if any(mask is not None and mask.shape != known.shape for mask in found):
+            raise ValueError("the rows have grids of several shapes: read report[i].mask one by one")
         return torch.stack([torch.zeros_like(known) if mask is None else mask for mask in found])[:, None]
 
 
@@ -337,4 +355,6 @@ def _needs_demo(module: str) -> ModuleType:
     try:
         return importlib.import_module(f"ascedfast.{module}")
     except ModuleNotFoundError as error:
-        raise ImportError(f"reports with pictures need {error.name}: pip install 'ascedfast[demo]'") from error
+        raise ImportError(
+            f"reports with pictures need {error.name}: pip install 'ascedfast[demo]' (in a checkout: -e '.[demo]')"
+        ) from error

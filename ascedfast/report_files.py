@@ -27,6 +27,7 @@ def write(report: Report, folder: Path) -> list[Path]:
     maps = _maps(report)
     if maps:
         save_file(maps, folder / "maps.safetensors")
+        (folder / "maps.safetensors").chmod(written[0].stat().st_mode)  # safetensors leaves it to its owner alone
         written.append(folder / "maps.safetensors")
     for name, image in _sheets(report).items():
         image.save(folder / f"{name}.png")
@@ -64,8 +65,9 @@ def _row_view(report: Report, index: int, steps: list[int]) -> dict[str, Any]:
         overlay = pictures.draw_mask(_ground(report, index), row.mask, row.mask_grown)
         view["pictures"].append(("mask", pictures.data_uri(overlay)))
         view["pictures"].append(("largest z", pictures.data_uri(pictures.enlarge(_heat(row.z)))))
-    for name, film in report.frames.items():
-        sheet = pictures.strip([film[step][index] for step in steps])
+    for name, film in report.frames.items() if steps else ():
+        blank = Image.new("RGB", next(iter(film.values()))[index].size, "lightgrey")
+        sheet = pictures.strip([film[step][index] if step in film else blank for step in steps])
         view["films"].append((f"x0_hat {name}", pictures.data_uri(sheet, "JPEG"), len(steps)))
     if row.dynamics and row.dynamics[0][1].dim() == 2:
         maps = {step: _heat(row.step_z(d)) for step, d in row.dynamics}

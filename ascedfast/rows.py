@@ -27,6 +27,7 @@ class Row:
     bank: list[Tensor] = field(default_factory=list)
     dynamics: list[tuple[int, Tensor]] = field(default_factory=list)
     finite: Tensor | None = None
+    finite_after: Tensor | None = None
     x0: Tensor | None = None
     detection: Detection | None = None
 
@@ -61,7 +62,10 @@ class Row:
         # A step that is observed for the sake of other rows leaves no trace in this one.
         self.x0 = x0 if self.wanted else None
         if self.wanted:
-            self.finite = finite if self.finite is None else self.finite & finite
+            if self.detection is None:
+                self.finite = finite if self.finite is None else self.finite & finite
+            else:
+                self.finite_after = finite if self.finite_after is None else self.finite_after & finite
             if d is not None:
                 self.dynamics.append((self.step, d))
         if self.watched and self.config.mode != "fast":
@@ -69,6 +73,14 @@ class Row:
         elif self.watched and self.step > self.plan.start:
             self.bank.append(d)
         self.step += 1
+
+    def detach(self) -> None:
+        """Own what is kept, instead of views that hold a whole batch."""
+        self.dynamics = [(step, d.clone()) for step, d in self.dynamics]
+        self.finite = None if self.finite is None else self.finite.clone()
+        self.finite_after = None if self.finite_after is None else self.finite_after.clone()
+        if self.detection is not None:
+            self.detection = Detection(*(part.clone() for part in self.detection))
 
     def report(self) -> RowReport:
         """A snapshot; nothing is read back from the device."""
@@ -81,6 +93,7 @@ class Row:
             steps=len(self.schedule) - self.first,
             executed=self.step,
             finite=self.finite,
+            finite_after=self.finite_after,
             detection=self.detection,
             dynamics=tuple(self.dynamics),
             logsnr=tuple(level.logsnr for level in self.schedule.before[self.first :]),

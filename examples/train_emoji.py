@@ -25,9 +25,9 @@ from typing import Annotated
 
 import torch
 import typer
-from emoji_data import load_emoji
-from emoji_nets import RECIPES
-from emoji_trainer import Trainer
+from emoji.data import load_emoji
+from emoji.nets import RECIPES
+from emoji.trainer import Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -76,7 +76,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="Training time of each model, earlier runs counted in.")] = 9.0,
     device: Annotated[str, typer.Option(help="cuda or cpu. Default: cuda where there is one.")] = "",
     out: Annotated[Path, typer.Option(help="The models' folders are written into this one.")] = Path("asced-run"),
-    font: Annotated[Path | None, typer.Option(help="NotoColorEmoji.ttf, or a .npz written by emoji_data.py.")] = None,
+    font: Annotated[Path | None, typer.Option(help="NotoColorEmoji.ttf, or a .npz written by emoji/data.py.")] = None,
     checkpoints: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = DEFAULT_CHECKPOINTS,
     resume: Annotated[
         Path | None, typer.Option(help="Go on from this checkpoint, model folder, or folder that holds either.")

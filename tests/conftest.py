@@ -10,6 +10,9 @@ import hypothesis
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU then; read when a kernel is defined
+
 torch.set_num_threads(1)  # tensors here are small: waiting for a second thread costs more than its work
 
 hypothesis.settings.register_profile("ascedfast", deadline=None, derandomize=True, database=None)
@@ -25,3 +28,15 @@ def asced_warnings(caplog):
         return [record.getMessage() for record in caplog.records if record.name.startswith("ascedfast")]
 
     return read
+
+
+@pytest.fixture
+def poisoned_empty(monkeypatch):
+    """torch.empty full of NaN: an output that a kernel leaves unwritten shows."""
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        made = empty(*args, **kwargs)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", poisoned)

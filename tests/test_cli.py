@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import ascedfast
 from ascedfast import AscedConfig
 from ascedfast.cli import app
 from ascedfast.demo import denoise, load_model, paired_run
@@ -82,6 +83,10 @@ def test_doctor():
         (["demo", "--model", "vae"], "unknown model 'vae'"),
         (["demo", "--device", "cuda:99"], "cannot be used here"),
         (["demo", "--device", "nonsense"], "cannot be used here"),
+        (["demo", "--device", "meta"], "cannot be used here"),
+        (["demo", "--mode", "[/]"], "unknown mode '[/]'"),
+        (["demo", "--steps", "1001"], "--steps 1001"),
+        (["generate", "--pipeline", "/tmp/[/x]"], "not a folder"),
         (["demo", "--seed", "-1"], "--seed"),
         (["demo", "--samples", "0"], "samples"),
         (["generate", "--pipeline", "/nonexistent"], "not a folder"),
@@ -144,6 +149,19 @@ def foreign_code(folder):
     rewrite(folder / "model_index.json", json.dumps({**index, "unet": ["evil", "Net"]}))
 
 
+def listed_class(folder):
+    rewrite(folder / "model_index.json", json.dumps({"_class_name": ["evil", "DDIMPipeline"]}))
+
+
+def short_entry(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    rewrite(folder / "model_index.json", json.dumps({**index, "unet": []}))
+
+
+def bring_code(folder):
+    (folder / "unet" / "diffusers.py").write_text("raise SystemExit('ran')")
+
+
 def pickle_weights(folder):
     weights = next(folder.glob("unet/*.safetensors"))
     weights.rename(weights.with_suffix(".bin"))
@@ -175,6 +193,9 @@ def other_scheduler(folder):
         (drop_index, "no model_index.json"),
         (other_class, "not a pipeline of diffusers"),
         (foreign_code, "wants code from 'evil'"),
+        (listed_class, "not a pipeline of diffusers"),
+        (short_entry, "wants code from []"),
+        (bring_code, "is code"),
         (pickle_weights, "pickled weights"),
         (cut_weights, "damaged"),
         (lose_weights, "cannot be loaded"),
@@ -194,6 +215,30 @@ def test_prompt_where_none_is_taken(tmp_path):
     assert "takes no prompt" in " ".join(done.output.split())
 
 
-def test_inspect_damaged_report(tmp_path):
-    (tmp_path / "report.json").write_text('{"rows')
-    assert invoke("inspect", tmp_path).exit_code == 2
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"rows',
+        "[]",
+        '{"rows": 5, "notes": []}',
+        '{"rows": [{}], "notes": []}',
+        '{"rows": [], "notes": null}',
+        "[" * 9999,
+    ],
+)
+def test_inspect_damaged_report(content, tmp_path):
+    (tmp_path / "report.json").write_text(content)
+    done = invoke("inspect", tmp_path)
+    assert done.exit_code == 2
+    assert "report.json" in "".join(done.output.split())
+
+
+def test_markup_in_a_note_is_text(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps({"rows": [], "notes": ["[/bold] [red]x"]}))
+    done = invoke("inspect", tmp_path)
+    assert done.exit_code == 0
+    assert "[/bold] [red]x" in done.output
+
+
+def test_version():
+    assert invoke("--version").output.strip() == ascedfast.__version__

@@ -302,7 +302,7 @@ def test_a_broken_pipeline_call_leaves_no_context():
     with pytest.raises(InterruptedError):
         tiny.run(pipe, kwargs, generator=tiny.generator(8))
     boom.remove()
-    assert pipe.scheduler.__dict__["_asced"].context.generator is None
+    assert pipe.scheduler.__dict__["_asced"].context is None
     tiny.run(pipe, kwargs, generator=None)
     assert 8 not in handle.report.seeds
 

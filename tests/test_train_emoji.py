@@ -28,14 +28,14 @@ RUNNER, MAN, WOMAN, TONE, ZWJ, FEMALE = 0x1F3C3, 0x1F468, 0x1F469, 0x1F3FD, 0x20
 
 
 def load_example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / "emoji" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-emoji_data = load_example("emoji_data")
+emoji_data = load_example("data")
 needs_font = pytest.mark.skipif(
     emoji_data.find_font() is None,
     reason=f"no Noto Color Emoji font: install the Debian package {emoji_data.DEBIAN_PACKAGE}",

@@ -17,6 +17,7 @@ from typing import Any
 from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
 
+from ascedfast import _backend
 from ascedfast.adapters import class_swap
 from ascedfast.adapters.layout import PipelineContext
 from ascedfast.adapters.run import OnX0, SchedulerRun
@@ -101,9 +102,11 @@ def enable_asced(
     why = refusal(scheduler)
     if why is not None:
         raise ValueError(why)
-    scheduler.__dict__[class_swap.STATE] = SchedulerRun(config, seeds, grid, on_x0)
+    _backend.check_all(config.backend)
+    within_pipeline = scheduler is not pipe_or_scheduler
+    scheduler.__dict__[class_swap.STATE] = SchedulerRun(config, seeds, grid, on_x0, within_pipeline)
     _swap_scheduler(scheduler)
-    if scheduler is not pipe_or_scheduler:
+    if within_pipeline:
         _swap_pipeline(pipe_or_scheduler)
     return Handle(pipe_or_scheduler, scheduler)
 
@@ -202,13 +205,13 @@ def _pipeline_class(base: type) -> type:
             logger.warning("the pipeline's scheduler was replaced: ASCED is off; call enable_asced again")
             return base.__call__(self, *args, **kwargs)
         given = call_signature.bind_partial(self, *args, **kwargs).arguments
-        run.context = PipelineContext(
-            given.get("generator"), given.get("height"), given.get("width"), _pixels_a_location(self)
-        )
+        known = {name: given.get(name) for name in ("generator", "height", "width")}
+        frames = given.get("num_frames", 1) if "num_frames" in call_signature.parameters else None
+        run.context = PipelineContext(**known, frames=frames, scale=_pixels_a_location(self))
         try:
             return base.__call__(self, *args, **kwargs)
         finally:
-            run.context = PipelineContext()
+            run.leave_pipeline()
 
     methods = {"__call__": __call__}
     if hasattr(base, "prepare_latents"):
@@ -220,7 +223,7 @@ def _pipeline_class(base: type) -> type:
             if run is not None:
                 given = latents_signature.bind_partial(self, *args, **kwargs).arguments
                 known = {key: given[key] for key in ("generator", "height", "width") if given.get(key) is not None}
-                run.context = replace(run.context, **known)
+                run.context = replace(run.context or PipelineContext(), **known)
             return base.prepare_latents(self, *args, **kwargs)
 
         methods["prepare_latents"] = prepare_latents

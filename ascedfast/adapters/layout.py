@@ -1,55 +1,71 @@
 # SPDX-License-Identifier: MIT
 """Views between a pipeline's latents and the engine's [R, C, H, W]."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+LIKELY_BLOCKS = (16, 32, 8, 64, 4, 2, 1)
+"""Sides in pixels of a packed location, the usual ones first."""
+LARGEST_BLOCK = 128
+
 
 @dataclass(frozen=True)
 class PipelineContext:
-    """What a pipeline call tells about itself. height, width: image pixels. scale: pixels a latent location."""
+    """What a pipeline call tells about itself. height, width: image pixels. scale: pixels a latent location.
+    frames: of a video, None for images."""
 
     generator: object = None
     height: int | None = None
     width: int | None = None
+    frames: int | None = None
     scale: int = 1
 
 
-def to_grid(
-    x: Tensor, context: PipelineContext, grid: tuple[int, int] | None
-) -> tuple[Callable[[Tensor], Tensor], tuple[int, int]]:
-    """How to see tensors of x's shape as [R, C, H, W] without a copy.
+@dataclass(frozen=True)
+class Layout:
+    """view: sees tensors of the latents' shape as [R, C, H, W] without a copy; writing into the view writes into its
+    source. image_size: (height, width) in pixels of what the latents decode to."""
 
-    Args: x: [B, C, H, W], or packed [B, S, C]. grid: (H, W) of packed latents, where the user gave it.
-    Returns: the view (writing into it writes into its source) and (H, W). Raises: ValueError.
+    view: Callable[[Tensor], Tensor]
+    image_size: tuple[int, int]
+
+
+def layout_of(x: Tensor, context: PipelineContext, grid: tuple[int, int] | None) -> Layout:
+    """The layout of latents [B, C, H, W] or packed [B, S, C].
+
+    Args: grid: (H, W) of packed latents, where the user gave it. Raises: ValueError.
     """
     if x.dim() == 4:
-        return (lambda t: t), (x.shape[2], x.shape[3])
+        height, width = x.shape[2:]
+        size = (height * context.scale, width * context.scale)
+        return Layout(lambda t: t, (context.height, context.width) if context.height and context.width else size)
     if x.dim() != 3:
         raise ValueError(f"latents must be [B, C, H, W] or packed [B, S, C], got {tuple(x.shape)}")
-    height, width = grid or _packed_grid(x.shape[1], context)
+    if grid is None:
+        height, width, block = _packed_grid(x.shape[1], context)
+        size = (height * block, width * block)
+    else:
+        height, width = grid
+        size = (context.height, context.width) if context.height and context.width else grid
     if height * width != x.shape[1]:
         raise ValueError(f"grid {height} x {width} does not hold the {x.shape[1]} packed locations of {tuple(x.shape)}")
-    return (lambda t: t.unflatten(1, (height, width)).permute(0, 3, 1, 2)), (height, width)
+    return Layout(lambda t: t.unflatten(1, (height, width)).permute(0, 3, 1, 2), size)
 
 
-def _packed_grid(locations: int, context: PipelineContext) -> tuple[int, int]:
-    """(H, W) of packed latents from the image's aspect ratio."""
+def _packed_grid(locations: int, context: PipelineContext) -> tuple[int, int, int]:
+    """(H, W, side of a location in pixels): the pipeline divides both sides of the image by one block and rounds
+    down."""
+    if context.frames is not None:
+        raise ValueError("packed video latents are not supported yet: call disable_asced first")
     if context.height and context.width:
-        height = round(math.sqrt(locations * context.height / context.width))
-        if height and locations % height == 0:
-            return height, locations // height
+        others = (block for block in range(1, LARGEST_BLOCK + 1) if block not in LIKELY_BLOCKS)
+        for block in (*LIKELY_BLOCKS, *others):
+            height, width = context.height // block, context.width // block
+            if height * width == locations:
+                return height, width, block
     raise ValueError(
-        f"the grid of {locations} packed locations is not known: enable ASCED on the pipeline rather than on its "
-        "scheduler, or pass grid=(height, width) in locations to enable_asced"
+        f"the grid of {locations} packed locations is not known: pass grid=(height, width) in locations to "
+        "enable_asced, or enable ASCED on the pipeline if it was enabled on its scheduler"
     )
-
-
-def image_size(context: PipelineContext, grid: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels of the image that the latents decode to."""
-    if context.height and context.width:
-        return context.height, context.width
-    return grid[0] * context.scale, grid[1] * context.scale

@@ -33,11 +33,15 @@ def load_pipeline(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.
     _refuse_pickles(folder)
     cls = _pipeline_class(index.get("_class_name"), folder)
     for name, entry in index.items():
-        if not name.startswith("_") and isinstance(entry, list) and entry[0] not in (*LIBRARIES, None):
-            raise FolderError(f"{folder}: component {name!r} wants code from {entry[0]!r}; only {LIBRARIES} are loaded")
+        if isinstance(entry, list) and not name.startswith("_"):
+            library = entry[0] if len(entry) == 2 else entry
+            if library not in (*LIBRARIES, None):
+                raise FolderError(f"{folder}: component {name!r} wants code from {library!r}; {LIBRARIES} are loaded")
     _check_weights(folder)
     try:
-        pipe = cls.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
+        pipe = cls.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, dtype=dtype
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise FolderError(f"{folder} cannot be loaded as {cls.__name__}: {error}") from error
     why = refusal(pipe.scheduler) if hasattr(pipe, "scheduler") else f"{cls.__name__} has no scheduler"
@@ -92,6 +96,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 def _refuse_pickles(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
+        if path.suffix == ".py":
+            raise FolderError(f"{path} is code; a pipeline folder is loaded without any")
         if path.suffix in PICKLED and not any(path.parent.glob("*.safetensors")):
             raise FolderError(
                 f"{path} holds pickled weights, which can run code when loaded; save the pipeline again with "
@@ -100,7 +106,6 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _pipeline_class(name: Any, folder: Path) -> type[DiffusionPipeline]:
-    name = name[-1] if isinstance(name, list) and name else name
     if name == PixelFlowPipeline.__name__:
         return PixelFlowPipeline
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None

@@ -3,6 +3,7 @@
 
 import functools
 import inspect
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
 from ascedfast.report import Report
 
+logger = logging.getLogger("ascedfast")
 OnX0 = Callable[[int, Any, Tensor], None]
 
 
@@ -29,12 +31,15 @@ class SchedulerRun:
         seeds: Sequence[int] | int | None = None,
         grid: tuple[int, int] | None = None,
         on_x0: OnX0 | None = None,
+        within_pipeline: bool = False,
     ) -> None:
         self.config = config
         self.seeds = seeds
         self.grid = grid
         self.on_x0 = on_x0
-        self.context = layout.PipelineContext()
+        self.within_pipeline = within_pipeline
+        self.leave_pipeline()
+        self._warned = False
         self.x0: Tensor | None = None
         self._engine: Engine | None = None
         self._reset()
@@ -47,13 +52,17 @@ class SchedulerRun:
     def fresh(self) -> "SchedulerRun":
         """The same settings without a run: what a copy of the scheduler starts with. The callback stays behind, since
         it belongs to the original's caller."""
-        return SchedulerRun(self.config, self.seeds, self.grid)
+        return SchedulerRun(self.config, self.seeds, self.grid, within_pipeline=self.within_pipeline)
+
+    def leave_pipeline(self) -> None:
+        """No call of the enabled pipeline is under way: what it told is forgotten."""
+        self.context = None if self.within_pipeline else layout.PipelineContext()
 
     @property
     def report(self) -> Report:
         """The last run's report."""
         rows = [] if self._engine is None else self._engine.report.rows
-        return Report(rows, None if self._engine is None else self._image_size)
+        return Report(rows, None if self._engine is None else self._layout.image_size)
 
     def new_timesteps(self) -> None:
         """``set_timesteps`` was called: the next step begins a run. The last report stays until then."""
@@ -66,6 +75,14 @@ class SchedulerRun:
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
         if call.get("per_token_timesteps") is not None:
             raise ValueError("ASCED does not support per_token_timesteps: call disable_asced first")
+        if self.context is None:
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "ASCED is enabled on another pipeline that shares this scheduler: this run is left alone; for a "
+                    "loop of your own, enable it on the scheduler"
+                )
+            return stock(scheduler, *args, **kwargs)
         m, timestep, x = call["model_output"], call["timestep"], call["sample"]
         try:
             index = self._index_of(scheduler, timestep)
@@ -80,21 +97,20 @@ class SchedulerRun:
         self._index = index
         self._watch(scheduler, call, out)
         previous = out[0] if isinstance(out, tuple) else out.prev_sample
-        mask = self._engine.correct_(self._view(previous))
+        mask = self._engine.correct_(self._layout.view(previous))
         if mask is not None:
             self._edited = mask if x.dim() == 4 else mask.flatten(2).transpose(1, 2)
         return out
 
     def _begin(self, scheduler: Any, index: int, x: Tensor, generator: object) -> None:
         """Add one row a sample to a new engine."""
-        self._reset()
         schedule = schedule_of(scheduler)
-        self._view, grid = layout.to_grid(x, self.context, self.grid)
-        self._image_size = layout.image_size(self.context, grid)
+        seen = layout.layout_of(x, self.context, self.grid)
         engine = Engine()
         for seed, draw in self._row_seeds(x, generator):
             engine.add(schedule, self.config, seed=seed, draw=draw, first=index)
-        self._engine, self._shape, self.x0 = engine, x.shape, None
+        self._reset()
+        self._layout, self._engine, self._shape, self.x0 = seen, engine, x.shape, None
 
     def _row_seeds(self, x: Tensor, generator: object) -> list[tuple[int, int]]:
         """(seed, draw) of each row. Rows of one request share its seed and are told apart by the draw."""
@@ -102,6 +118,8 @@ class SchedulerRun:
         seeds = self.seeds
         if seeds is None and isinstance(generator, list | tuple) and generator:
             seeds = [one.initial_seed() for one in generator]
+            if len(x) not in (len(seeds), 2 * len(seeds)) or len(seeds) == 1:
+                seeds = seeds[0]  # diffusers draws every row from a list's only generator
         if seeds is None:
             seeds = generator.initial_seed() if isinstance(generator, torch.Generator) else secrets.randbits(64)
         if isinstance(seeds, int):
@@ -133,12 +151,12 @@ class SchedulerRun:
         if not (self.on_x0 or self._engine.wants_step()):
             self._engine.skip()
             return
-        x, m = call["sample"], call["model_output"]
+        x, m, view = call["sample"], call["model_output"], self._layout.view
         if _is_nonlinear(scheduler, call):
-            x0 = self._engine.observe(self._view(x), x0=self._view(_own_x0(scheduler, out)))
+            x0 = self._engine.observe(view(x), x0=view(_own_x0(scheduler, out)))
         else:
             m = m[:, : x.shape[1]] if x.dim() == 4 else m  # learned variance doubles the channels
-            x0 = self._engine.observe(self._view(x), self._view(m))
+            x0 = self._engine.observe(view(x), view(m))
         self.x0 = x0 if x.dim() == 4 else x0.flatten(2).transpose(1, 2)
         if self.on_x0:
             self.on_x0(self._index, call["timestep"], self.x0)

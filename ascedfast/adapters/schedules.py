@@ -55,7 +55,7 @@ def refusal(scheduler: SchedulerMixin) -> str | None:
 
 def schedule_of(scheduler: SchedulerMixin) -> Schedule:
     """All levels of the run that ``scheduler`` is set to; ``set_timesteps`` must have been called."""
-    if scheduler.num_inference_steps is None:
+    if getattr(scheduler, "num_inference_steps", None) is None:
         raise ValueError("call scheduler.set_timesteps before the first step")
     return _BUILDERS[supported_base(scheduler)](scheduler)
 
@@ -119,11 +119,11 @@ def _alpha_sigma(sigma: float, flow: bool) -> tuple[float, float]:
 
 
 def _is_paper_setting(scheduler: SchedulerMixin, timesteps: Sequence[float]) -> bool:
-    """Noise prediction with linear betas at evenly spaced timesteps from full noise."""
+    """Noise prediction with linear betas at evenly spaced timesteps from full noise to the clean sample."""
     config = scheduler.config
     if config.beta_schedule != "linear" or config.prediction_type != "epsilon" or config.trained_betas is not None:
         return False
-    if config.get("rescale_betas_zero_snr"):
+    if config.get("rescale_betas_zero_snr") or config.get("interpolation_type", "linear") != "linear":
         return False
     if any(config.get(f"use_{name}") for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")):
         return False
@@ -131,7 +131,8 @@ def _is_paper_setting(scheduler: SchedulerMixin, timesteps: Sequence[float]) -> 
     gaps = [early - late for early, late in itertools.pairwise(timesteps)]
     even = all(abs(gap - sum(gaps) / len(gaps)) <= 1.5 for gap in gaps)
     # Spacing "leading" starts lowest: at (N-1) strides of T//N, DPM-Solver++ at N of T//(N+1).
-    return even and timesteps[0] >= min((steps - 1) * (total // steps), steps * (total // (steps + 1)))
+    whole = timesteps[0] >= min((steps - 1) * (total // steps), steps * (total // (steps + 1)))
+    return even and whole and timesteps[-1] <= total / steps + 1
 
 
 _BUILDERS: dict[type, Callable[..., Schedule]] = {

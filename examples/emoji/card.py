@@ -42,7 +42,7 @@ any machine. Written by `examples/train_emoji.py`.
 ## Data
 {images:,} bitmaps of the font Noto Color Emoji (Debian package `fonts-noto-color-emoji`), set on white, padded to a
 square and resized. Draws are balanced so that skin tones, genders and directions of one emoji do not crowd out the
-others (`examples/emoji_data.py` gives the weights). Shifted by up to 2 pixels at random; never flipped.
+others (`examples/emoji/data.py` gives the weights). Shifted by up to 2 pixels at random; never flipped.
 
 The emoji images are by Google and others, licensed under the Apache License 2.0; the font file is licensed under the
 SIL Open Font License 1.1. Neither is part of this folder.

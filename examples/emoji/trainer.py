@@ -12,9 +12,9 @@ from pathlib import Path
 
 import diffusers
 import torch
-from emoji_card import FIGURES_FILE, write_folder
-from emoji_data import EmojiSet
-from emoji_nets import Recipe
+from emoji.card import FIGURES_FILE, write_folder
+from emoji.data import EmojiSet
+from emoji.nets import Recipe
 from torch import Tensor
 
 EMA_LIMIT = 0.9995
@@ -292,5 +292,7 @@ class Trainer:
             "curve": self.curve,
         }
         model = self.model.to(memory_format=torch.contiguous_format).eval().half()
-        load_line = f'{recipe.pipeline_class.__name__}.from_pretrained("{recipe.folder}")'
+        name, module = recipe.pipeline_class.__name__, recipe.pipeline_class.__module__.split(".")
+        source = ".".join(module[:2]) if module[0] == "ascedfast" else module[0]
+        load_line = f'from {source} import {name}\n    pipe = {name}.from_pretrained("path/to/{recipe.folder}")'
         write_folder(recipe.pipeline(model), load_line, folder, figures, self.device.type)

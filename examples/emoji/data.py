@@ -13,7 +13,7 @@ under one of seven categories. Then
   each of the 36 runners 36 times less often than the one snowboarder although they are different pictures; weight n is
   the uniform draw again.
 
-    python examples/emoji_data.py emoji64.npz       # renders once; the file stands in for the font afterwards
+    python examples/emoji/data.py emoji64.npz       # renders once; the file stands in for the font afterwards
 """
 
 from __future__ import annotations

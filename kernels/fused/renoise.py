@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""renoise_: alpha*(x0 + x0_noise*xi) + sigma*e inside the mask, in place (``reference.renoise``).
+
+One program does BLOCK locations of one row. A block without a masked location ends after reading its mask; elsewhere
+nothing is written outside the mask, so x keeps its bits there.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
+from ascedfast.kernels.philox import block_of_normals
+from torch import Tensor
+
+BLOCK = 256
+
+
+@triton.jit
+def _renoise(
+    x,  # [R, C, D, H, W], fp32 | fp16 | bf16, written
+    mask,  # [R, D, H, W] bool as uint8
+    x0,  # [R, C, D, H, W] fp32
+    alpha,  # [R] fp32
+    sigma,  # [R] fp32
+    x0_noise,  # [R] fp32, read where PERTURB
+    seeds,  # [R] int64
+    steps,  # [R] int64
+    draws,  # [R] int64
+    height,
+    width,
+    locations,
+    x_row,
+    x_channel,
+    x_d,
+    x_h,
+    x_w,
+    mask_row,
+    mask_d,
+    mask_h,
+    mask_w,
+    x0_row,
+    x0_channel,
+    x0_d,
+    x0_h,
+    x0_w,
+    C: tl.constexpr,
+    PERTURB: tl.constexpr,
+    RENOISE_PURPOSE: tl.constexpr,
+    PERTURB_PURPOSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(1).to(tl.int64)
+    location = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = location < locations
+    at = offset_of(location, height, width, mask_d, mask_h, mask_w)
+    inside = tl.load(mask + row * mask_row + at, inside, other=0) != 0
+    if tl.max(inside.to(tl.int32), 0) == 0:
+        return
+    a = tl.load(alpha + row)
+    s = tl.load(sigma + row)
+    seed = tl.load(seeds + row).to(tl.uint64, bitcast=True)
+    key0, key1 = (seed & 0xFFFFFFFF).to(tl.uint32), (seed >> 32).to(tl.uint32)
+    step = tl.load(steps + row).to(tl.uint32)
+    draw = tl.load(draws + row).to(tl.uint32) << 16
+    counter = location.to(tl.uint32)
+    x += row * x_row + offset_of(location, height, width, x_d, x_h, x_w)
+    x0 += row * x0_row + offset_of(location, height, width, x0_d, x0_h, x0_w)
+    for group in range((C + 3) // 4):
+        e = block_of_normals(counter, draw + group, step, RENOISE_PURPOSE, key0, key1)
+        xi = e
+        if PERTURB:
+            xi = block_of_normals(counter, draw + group, step, PERTURB_PURPOSE, key0, key1)
+        for word in tl.static_range(4):
+            channel = tl.zeros_like(location) + (group * 4 + word)
+            ok = inside & (channel < C)
+            clean = tl.load(x0 + channel * x0_channel, ok, other=0.0)
+            if PERTURB:
+                clean = clean + tl.load(x0_noise + row) * xi[word]
+            y = a * clean + s * e[word]
+            tl.store(x + channel * x_channel, y.to(x.dtype.element_ty), ok)
+
+
+def renoise_(
+    x: Tensor,
+    mask: Tensor,
+    x0: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    *,
+    seeds: Tensor,
+    steps: Tensor,
+    draws: Tensor,
+    x0_noise: Tensor | None,
+    purposes: tuple[int, int],
+) -> Tensor:
+    """Launch on checked arguments, see ``ops.renoise_``. x0 is fp32; purposes: of the noise and of the perturbation."""
+    if x.numel() == 0:
+        return x
+    depth, height, width = grid_of(x.shape[2:])
+    locations = depth * height * width
+    _renoise[(triton.cdiv(locations, BLOCK), x.shape[0])](
+        x,
+        mask.view(torch.uint8),
+        x0,
+        alpha,
+        sigma,
+        alpha if x0_noise is None else x0_noise,
+        seeds,
+        steps,
+        draws,
+        height,
+        width,
+        locations,
+        x.stride(0),
+        x.stride(1),
+        *grid_strides(x, 2),
+        mask.stride(0),
+        *grid_strides(mask, 1),
+        x0.stride(0),
+        x0.stride(1),
+        *grid_strides(x0, 2),
+        C=x.shape[1],
+        PERTURB=x0_noise is not None,
+        RENOISE_PURPOSE=purposes[0],
+        PERTURB_PURPOSE=purposes[1],
+        BLOCK=BLOCK,
+        enable_fp_fusion=False,
+    )
+    return x

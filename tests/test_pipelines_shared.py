@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""Pipelines that are not alone: shared schedulers, odd image sizes, packed video, lists of one generator."""
+
+import pytest
+import tiny
+import torch
+from diffusers import EulerDiscreteScheduler, FluxPipeline
+
+from ascedfast import AscedConfig, enable_asced
+from ascedfast.adapters.layout import PipelineContext, layout_of
+from ascedfast.adapters.schedules import schedule_of
+from ascedfast.schedule import PAPER_T_C_LOGSNR, plan_run
+
+
+def test_a_pipeline_that_shares_the_scheduler_is_left_alone(asced_warnings):
+    pipe, kwargs = tiny.flux()
+    other = FluxPipeline(**pipe.components)
+    stock = tiny.run(other, kwargs)
+    handle = enable_asced(pipe, AscedConfig.fast(mad_scale=1.0))
+    assert torch.equal(tiny.run(other, kwargs), stock)
+    assert any("left alone" in message for message in asced_warnings())
+    assert len(handle.report) == 0
+    tiny.run(pipe, kwargs)
+    assert len(handle.report) > 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(1536, 648), (1200, 600), (250, 130), (1536, 270), (64, 2048)])
+def test_packed_images_of_any_size(height, width):
+    """The pipeline rounds each side down to whole blocks of 16 pixels."""
+    rows, columns = height // 16, width // 16
+    x = torch.arange(rows * columns * 4.0).reshape(1, rows * columns, 4)
+    seen = layout_of(x, PipelineContext(height=height, width=width), None)
+    assert seen.view(x).shape == (1, 4, rows, columns)
+    assert seen.view(x)[0, 1, 1, 0] == x[0, columns, 1]
+    assert seen.image_size == (rows * 16, columns * 16)
+
+
+def test_packed_video_is_refused():
+    x = torch.zeros(1, 16 * 12, 8)  # 16 frames of 4 x 3, which would pass for one image of 16 x 12
+    with pytest.raises(ValueError, match="video"):
+        layout_of(x, PipelineContext(height=128, width=96, frames=121), None)
+
+
+def test_a_list_of_one_generator_serves_every_row():
+    pipe, kwargs = tiny.dit()
+    handle = enable_asced(pipe)
+    tiny.run(pipe, kwargs, generator=[tiny.generator(8)])
+    assert set(handle.report.seeds) == {8}
+    assert [row.draw for row in handle.report] == list(range(len(handle.report)))
+
+
+def test_part_of_the_process_takes_the_noise_level_rule():
+    scheduler = EulerDiscreteScheduler(beta_schedule="linear")
+    scheduler.set_timesteps(timesteps=list(range(999, 499, -20)))
+    schedule = schedule_of(scheduler)
+    assert not schedule.linear_beta
+    t_c = plan_run(schedule, AscedConfig()).t_c
+    distance = [abs(level.logsnr - PAPER_T_C_LOGSNR) for level in schedule.before]
+    assert t_c == distance.index(min(distance))
+
+
+def test_log_linear_sigmas_are_not_the_papers_setting():
+    scheduler = EulerDiscreteScheduler(beta_schedule="linear", interpolation_type="log_linear")
+    scheduler.set_timesteps(25)
+    assert not schedule_of(scheduler).linear_beta
