@@ -63,9 +63,11 @@ def philox4x32(counter: Sequence[Tensor | int], key: Sequence[Tensor | int]) -> 
     Args:
         counter: four int64 tensors or ints that broadcast, values in [0, 2^32).
         key: two of the same.
-    Returns: four int64 tensors of the broadcast shape, values in [0, 2^32).
+    Returns: four int64 tensors of the broadcast shape on the tensors' device, values in [0, 2^32).
     """
-    words = torch.broadcast_tensors(*(torch.as_tensor(word, dtype=torch.int64) for word in (*counter, *key)))
+    given = (*counter, *key)
+    device = next((word.device for word in given if isinstance(word, Tensor)), None)
+    words = torch.broadcast_tensors(*(torch.as_tensor(word, dtype=torch.int64, device=device) for word in given))
     c0, c1, c2, c3, k0, k1 = words
     for _ in range(10):
         hi0, lo0 = _mul_hi_lo(c0, _MUL[0])
