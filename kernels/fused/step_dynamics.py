@@ -24,7 +24,6 @@ def _step_dynamics(
     a,  # [R] fp32
     b,  # [R] fp32
     clip,  # fp32
-    channels,
     height,
     width,
     locations,
@@ -47,6 +46,7 @@ def _step_dynamics(
     prev_w,
     x0_row,
     x0_channel,
+    C: tl.constexpr,
     HAS_PREVIOUS: tl.constexpr,
     CLIP: tl.constexpr,
     MAX: tl.constexpr,
@@ -62,7 +62,7 @@ def _step_dynamics(
     x0_prev += row * prev_row + offset_of(location, height, width, prev_d, prev_h, prev_w)
     x0 += row * x0_row + location
     total = tl.zeros((BLOCK,), tl.float32)
-    for _ in range(channels):
+    for _ in range(C):
         state = tl.load(x, ok, other=0.0).to(tl.float32)
         output = tl.load(m, ok, other=0.0).to(tl.float32)
         clean = a_r * state + b_r * output
@@ -81,7 +81,7 @@ def _step_dynamics(
         x0 += x0_channel
     if HAS_PREVIOUS:
         if not MAX:
-            total = tl.div_rn(total, tl.zeros_like(total) + channels)
+            total = tl.div_rn(total, tl.zeros_like(total) + C)
         tl.store(d + row * locations + location, total, ok)
 
 
@@ -107,7 +107,6 @@ def step_dynamics(
         a,
         b,
         0.0 if clip is None else clip,
-        channels,
         height,
         width,
         locations,
@@ -124,6 +123,7 @@ def step_dynamics(
         *grid_strides(previous, 2),
         x0.stride(0),
         x0.stride(1),
+        C=channels,
         HAS_PREVIOUS=x0_prev is not None,
         CLIP=clip is not None,
         MAX=reduce == "max",
