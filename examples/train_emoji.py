@@ -7,12 +7,13 @@
 Needs a font (Debian package fonts-noto-color-emoji). A run told to end (SIGTERM) writes what it has. One that is killed
 goes on at its last checkpoint with `--resume CHECKPOINT`, and so does a finished one with more `--minutes`. That is the
 budget of each model, all of its runs together; the learning rate follows it and reaches 0 at its end, however fast the
-machine is. On a GPU two models train side by side, on a CPU one after the other.
+machine is. On a GPU the two models train side by side, on two GPUs each on its own, on a CPU one after the other.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -61,10 +62,12 @@ def train_both(device: str) -> None:
             process.terminate()
 
     signal.signal(signal.SIGTERM, end)
-    for command in commands:
+    gpus = 0 if "CUDA_VISIBLE_DEVICES" in os.environ else torch.cuda.device_count()
+    for i, command in enumerate(commands):
         if ended:
             break
-        running.append(subprocess.Popen(command))
+        chosen = {"CUDA_VISIBLE_DEVICES": str(i % gpus)} if gpus > 1 else {}
+        running.append(subprocess.Popen(command, env={**os.environ, **chosen}))
         if not together:
             running[-1].wait()
     if any(process.wait() for process in running):

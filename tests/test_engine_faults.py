@@ -115,6 +115,16 @@ def test_a_row_that_leaves_takes_only_its_own_memory():
     assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in kept)
 
 
+def test_abnormal_shares_respect_the_floor():
+    shares = []
+    for floor in (0.0, 5.0):
+        run = ascedfast.begin(schedule(), AscedConfig.fast(**CONFIG, mad_floor=floor), seeds=[1])
+        drive(run, T_C)
+        shares.append(dict(run.report[0].abnormal)[4])
+    assert shares[0] > 0.05
+    assert shares[1] == 0
+
+
 def test_what_is_no_schedule_is_refused():
     with pytest.raises(TypeError, match="from_levels"):
         ascedfast.begin([1, 2, 3], seeds=[0])

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Pipelines that are not alone: shared schedulers, odd image sizes, packed video, lists of one generator."""
 
+import copy
+
 import pytest
 import tiny
 import torch
-from diffusers import EulerDiscreteScheduler, FluxPipeline
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline
 
 from ascedfast import AscedConfig, enable_asced
 from ascedfast.adapters.layout import PipelineContext, layout_of
@@ -57,6 +59,23 @@ def test_part_of_the_process_takes_the_noise_level_rule():
     t_c = plan_run(schedule, AscedConfig()).t_c
     distance = [abs(level.logsnr - PAPER_T_C_LOGSNR) for level in schedule.before]
     assert t_c == distance.index(min(distance))
+
+
+def test_uneven_timesteps_are_not_the_papers_setting():
+    scheduler = EulerDiscreteScheduler(beta_schedule="linear")
+    scheduler.set_timesteps(timesteps=[*range(999, 499, -100), *range(499, 0, -20), 0])
+    assert not schedule_of(scheduler).linear_beta
+
+
+def test_a_copy_keeps_the_grid():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    enable_asced(scheduler, grid=(8, 4))
+    twin = copy.deepcopy(scheduler)
+    twin.set_timesteps(25)
+    x = tiny.randn(1, 32, 16, seed=1)
+    for t in twin.timesteps:
+        x = twin.step(0.1 * x, t, x).prev_sample
+    assert twin.__dict__["_asced"].report.masks.shape == (1, 1, 8, 4)
 
 
 def test_log_linear_sigmas_are_not_the_papers_setting():
