@@ -51,6 +51,17 @@ def test_a_list_of_one_generator_serves_every_row():
     assert [row.draw for row in handle.report] == list(range(len(handle.report)))
 
 
+def test_generators_that_do_not_match_the_rows_stop_nothing():
+    """Stock never looks at them in a deterministic step."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    handle = enable_asced(scheduler)
+    scheduler.set_timesteps(25)
+    x = tiny.randn(3, 4, 8, 8, seed=1)
+    for t in scheduler.timesteps:
+        x = scheduler.step(0.1 * x, t, x, generator=[tiny.generator(5), tiny.generator(6)]).prev_sample
+    assert [(row.seed, row.draw) for row in handle.report] == [(5, 0), (5, 1), (5, 2)]
+
+
 def test_part_of_the_process_takes_the_noise_level_rule():
     scheduler = EulerDiscreteScheduler(beta_schedule="linear")
     scheduler.set_timesteps(timesteps=list(range(999, 499, -20)))

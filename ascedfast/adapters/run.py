@@ -118,8 +118,7 @@ class SchedulerRun:
         seeds = self.seeds
         if seeds is None and isinstance(generator, list | tuple) and generator:
             seeds = [one.initial_seed() for one in generator]
-            if len(x) not in (len(seeds), 2 * len(seeds)) or len(seeds) == 1:
-                seeds = seeds[0]  # diffusers draws every row from a list's only generator
+            seeds = seeds if len(seeds) > 1 else seeds[0]  # diffusers draws every row from a list's only generator
         if seeds is None:
             seeds = generator.initial_seed() if isinstance(generator, torch.Generator) else secrets.randbits(64)
         if isinstance(seeds, int):
@@ -128,7 +127,9 @@ class SchedulerRun:
         # DiT's pipeline steps every sample twice, as its guided and its unguided half.
         doubled = len(x) == 2 * n and torch.equal(x[:n], x[n:])
         if len(x) != n and not doubled:
-            raise ValueError(f"{n} seeds (or generators) were given, the run has {len(x)} rows: give one a row")
+            if self.seeds is None:  # never stop a run over generators that stock was content with
+                return [(seeds[0], draw) for draw in range(len(x))]
+            raise ValueError(f"{n} seeds were given to enable_asced, the run has {len(x)} rows: give one a row")
         return [(seed, 0) for seed in seeds] * (2 if doubled else 1)
 
     def _index_of(self, scheduler: Any, timestep: Any) -> int:
