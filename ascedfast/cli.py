@@ -121,7 +121,7 @@ def generate(
         runs = {"before": dataclasses.replace(config, correct=False)} if compare else {}
         images: dict[str, list] = {}
         for name, settings in {**runs, "after": config}.items():
-            title = f"drawing {n} images, {mode}, {name} correction"
+            title = f"drawing {n} images, {mode}, {'with' if settings.correct else 'without'} correction"
             with (
                 progress_bar(title) as advance,
                 asced(pipe, settings, seeds=seeds, on_x0=counter(advance, steps)) as handle,

@@ -150,9 +150,9 @@ class Engine:
             mode: self._signal(mode, batch, x, m, new) for mode in {row.config.mode for row in batch if row.watched}
         }
         for i, row in enumerate(batch):
-            fresh = d is None or row.x0 is None  # d of a row without a previous prediction says nothing
+            first_seen = d is None or row.x0 is None  # d of a row without a previous prediction says nothing
             signal = kept.get(row.config.mode)
-            row.take(new[i], None if fresh else d[i], None if signal is None else signal[i], finite[i])
+            row.take(new[i], None if first_seen else d[i], None if signal is None else signal[i], finite[i])
         self._last = (tuple(row.id for row in batch), new)
         return new
 
@@ -328,7 +328,7 @@ def begin(
         seeds: one 64-bit seed a row; an int for one request of ``rows`` images; None: a fresh seed, see the report.
         rows: number of rows; default: as many as seeds.
         first: index in the schedule of the first executed step.
-    Raises: ValueError, TypeError for bad settings or a number of seeds that is not the number of rows.
+    Raises: ValueError, TypeError, BackendError for bad settings or a number of seeds that is not the number of rows.
     """
     if rows is not None and rows < 0:
         raise ValueError(f"rows must be 0 or more, got {rows}")

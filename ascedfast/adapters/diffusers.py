@@ -88,7 +88,7 @@ def enable_asced(
         on_x0: called as on_x0(step, timestep, x0_hat) at every step; x0_hat in the sampler's layout, fp32.
     Returns: a handle with the report. Mutates: the object's class, until ``disable_asced``.
     Raises: TypeError for an object without a scheduler or a wrong config; ValueError for an unsupported scheduler or
-        one that is enabled already. Then nothing is changed.
+        one that is enabled already; BackendError for a backend that cannot serve a run. Then nothing is changed.
     """
     config = AscedConfig() if config is None else config
     if not isinstance(config, AscedConfig):
