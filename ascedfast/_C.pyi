@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Stub of the C++ extension (csrc/bindings.cpp); each function's contract is its docstring there."""
+"""Stub of the compiled extension (csrc/bindings.cpp); each function's contract is its docstring there."""
 
 def label_regions(
     mask: int,
@@ -12,3 +12,36 @@ def label_regions(
     max_area: float,
     core_width: int,
 ) -> None: ...
+
+has_cuda: bool
+"""Whether the functions below are there: built with nvcc."""
+
+def label_regions_cuda(
+    mask: int,
+    strides: tuple[int, int, int, int],
+    shape: tuple[int, int, int, int],
+    labels: int,
+    kept: int,
+    overflow: int,
+    connectivity: int,
+    min_area: float,
+    max_area: float,
+    core_width: int,
+    scratch: int,
+    scratch_bytes: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def label_regions_scratch_bytes(shape: tuple[int, int, int, int]) -> int: ...
+def medians_cuda(
+    values: int,
+    stride: int,
+    planes: int,
+    count: int,
+    statistics: int,
+    scratch: int,
+    scratch_bytes: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def medians_scratch_bytes(planes: int) -> int: ...

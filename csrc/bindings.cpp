@@ -26,8 +26,57 @@ static void label_regions_binding(std::uintptr_t mask,
                   RegionRules{connectivity, min_area, max_area, core_width});
 }
 
+#ifdef ASCEDFAST_CUDA
+static void label_regions_cuda_binding(std::uintptr_t mask,
+                                       const Dims& strides,
+                                       const Dims& shape,
+                                       std::uintptr_t labels,
+                                       std::uintptr_t kept,
+                                       std::uintptr_t overflow,
+                                       int connectivity,
+                                       double min_area,
+                                       double max_area,
+                                       std::int64_t core_width,
+                                       std::uintptr_t scratch,
+                                       std::size_t scratch_bytes,
+                                       int device,
+                                       std::uintptr_t stream) {
+    py::gil_scoped_release unlocked;
+    label_regions_cuda(reinterpret_cast<const std::uint8_t*>(mask),
+                       strides,
+                       shape,
+                       reinterpret_cast<std::int32_t*>(labels),
+                       reinterpret_cast<std::uint8_t*>(kept),
+                       reinterpret_cast<std::uint8_t*>(overflow),
+                       RegionRules{connectivity, min_area, max_area, core_width},
+                       reinterpret_cast<void*>(scratch),
+                       scratch_bytes,
+                       Queue{device, stream});
+}
+
+static void medians_cuda_binding(std::uintptr_t values,
+                                 std::int64_t stride,
+                                 std::int64_t planes,
+                                 std::int64_t count,
+                                 std::uintptr_t statistics,
+                                 std::uintptr_t scratch,
+                                 std::size_t scratch_bytes,
+                                 int device,
+                                 std::uintptr_t stream) {
+    py::gil_scoped_release unlocked;
+    medians_cuda(reinterpret_cast<const float*>(values),
+                 stride,
+                 planes,
+                 count,
+                 reinterpret_cast<float*>(statistics),
+                 reinterpret_cast<void*>(scratch),
+                 scratch_bytes,
+                 Queue{device, stream});
+}
+#endif
+
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "C++ ops of ascedfast. They take data pointers as integers, and shapes and strides in elements.";
+    m.doc() = "C++ and CUDA ops of ascedfast. They take data pointers as integers, shapes and strides in elements.";
 
     m.def("label_regions",
           &label_regions_binding,
@@ -55,4 +104,73 @@ Args:
 
 Linear in the locations, deterministic, rows independent of each other. Releases the GIL.
 Bad arguments raise ValueError before anything is written.)doc");
+
+#ifdef ASCEDFAST_CUDA
+    m.attr("has_cuda") = true;
+
+    m.def("label_regions_cuda",
+          &label_regions_cuda_binding,
+          py::arg("mask"),
+          py::arg("strides"),
+          py::arg("shape"),
+          py::arg("labels"),
+          py::arg("kept"),
+          py::arg("overflow"),
+          py::arg("connectivity"),
+          py::arg("min_area"),
+          py::arg("max_area"),
+          py::arg("core_width"),
+          py::arg("scratch"),
+          py::arg("scratch_bytes"),
+          py::arg("device"),
+          py::arg("stream"),
+          R"doc(label_regions on memory of a CUDA device, put on a stream: no wait, no allocation, fit for CUDA graphs.
+
+As label_regions, except:
+    overflow: address of uint8 or bool [rows]. Written: 0, for callers of implementations that have a bound.
+    scratch, scratch_bytes: memory of the device, of at least label_regions_scratch_bytes(shape), aligned to 16 bytes;
+        any content. Address 0 will do where that is 0.
+    device: ordinal of the device that holds all of it. It is current again only inside the call.
+    stream: address of a cudaStream_t of that device; 0 = the default stream.
+
+Rows of at most 2**30 - 1 locations. One launch where a row fits in a block's shared memory (some
+100000 locations on an H100, 28000 anywhere), else five. Bad arguments raise ValueError before anything is launched, refused launches RuntimeError.)doc");
+
+    m.def("label_regions_scratch_bytes",
+          &label_regions_scratch_bytes,
+          py::arg("shape"),
+          "Bytes of scratch that label_regions_cuda needs for (rows, depth, height, width), on any device.");
+
+    m.def("medians_cuda",
+          &medians_cuda_binding,
+          py::arg("values"),
+          py::arg("stride"),
+          py::arg("planes"),
+          py::arg("count"),
+          py::arg("statistics"),
+          py::arg("scratch"),
+          py::arg("scratch_bytes"),
+          py::arg("device"),
+          py::arg("stream"),
+          R"doc(Median of each plane, and median of the absolute deviations from it, exact, on memory of a CUDA device.
+
+Args:
+    values: address of float32 [planes, count], contiguous in a plane. Not modified.
+    stride: elements from one plane to the next.
+    statistics: address of contiguous float32 [planes, 2]. Written: median, median absolute deviation; of an even count
+        the mean of the two middle values, (low + high) * 0.5 in float32. Both are NaN where a value of the plane is NaN
+        or Inf.
+    scratch, scratch_bytes: memory of the device, of at least medians_scratch_bytes(planes), aligned to 16 bytes.
+    device, stream: as in label_regions_cuda.
+
+One launch (a cluster of up to 8 thread blocks a plane) on compute capability 9.0 and above up to some 400000 values, else
+one clearing of the scratch and one launch. Bad arguments raise ValueError, refused launches RuntimeError.)doc");
+
+    m.def("medians_scratch_bytes",
+          &medians_scratch_bytes,
+          py::arg("planes"),
+          "Bytes of scratch that medians_cuda needs for so many planes, on any device.");
+#else
+    m.attr("has_cuda") = false;
+#endif
 }

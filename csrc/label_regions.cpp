@@ -245,7 +245,9 @@ void expect(bool holds, const char* expected, const std::string& got) {
     if (!holds) throw std::invalid_argument(std::string("expected ") + expected + ", got " + got);
 }
 
-void check(const Dims& shape, const RegionRules& rules) {
+}  // namespace
+
+void check_label_regions(const Dims& shape, const RegionRules& rules, bool addresses_given) {
     for (const int64_t size : shape) expect(size >= 0, "sizes of at least 0", std::to_string(size));
     const int connectivity = rules.connectivity;
     const bool flat = connectivity == 4 || connectivity == 8;
@@ -256,9 +258,9 @@ void check(const Dims& shape, const RegionRules& rules) {
     expect(!std::isnan(rules.min_area), "min_area to be a number", "nan");
     expect(!std::isnan(rules.max_area), "max_area to be a number", "nan");
     expect(rules.core_width >= 1, "core_width of at least 1", std::to_string(rules.core_width));
+    const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
+    expect(empty || addresses_given, "addresses of mask, labels and kept", "a null pointer");
 }
-
-}  // namespace
 
 void label_regions(const uint8_t* mask,
                    const Dims& strides,
@@ -266,9 +268,8 @@ void label_regions(const uint8_t* mask,
                    std::int32_t* labels,
                    uint8_t* kept,
                    const RegionRules& rules) {
-    check(shape, rules);
+    check_label_regions(shape, rules, mask && labels && kept);
     if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return;
-    expect(mask && labels && kept, "addresses of mask, labels and kept", "a null pointer");
 
     const int64_t row_size = shape[1] * shape[2] * shape[3];
     Workspace space;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-// The C++ ops. Each lives in one X.cpp, knows pointers, strides and scalars, and throws std::invalid_argument
+// The C++ and CUDA ops. Each lives in one X.cpp or X.cu, knows pointers, strides and scalars, and throws std::invalid_argument
 // (a ValueError in Python) on bad arguments before it writes anything.
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace ascedfast {
@@ -24,5 +25,38 @@ void label_regions(const std::uint8_t* mask,  // [rows, depth, height, width], n
                    std::int32_t* labels,  // [rows, depth, height, width] contiguous; 0 = background
                    std::uint8_t* kept,    // [rows, depth, height, width] contiguous; 0 or 1
                    const RegionRules& rules);
+
+// Throws unless the arguments are fine. Addresses may be missing where a size is 0.
+void check_label_regions(const Dims& shape, const RegionRules& rules, bool addresses_given);
+
+// Where GPU work goes. The functions below only put kernels there: no wait, no allocation.
+struct Queue {
+    int device;
+    std::uintptr_t stream;  // a cudaStream_t
+};
+
+// The same as label_regions on memory of a GPU. The scratch needs no particular content.
+void label_regions_cuda(const std::uint8_t* mask,
+                        const Dims& strides,
+                        const Dims& shape,
+                        std::int32_t* labels,
+                        std::uint8_t* kept,
+                        std::uint8_t* overflow,  // [rows] set to 0: no region is too large or tangled
+                        const RegionRules& rules,
+                        void* scratch,
+                        std::size_t scratch_bytes,
+                        const Queue& queue);
+std::size_t label_regions_scratch_bytes(const Dims& shape);
+
+// Median and median absolute deviation of each plane, by numpy's rule; both NaN where a value is NaN or Inf.
+void medians_cuda(const float* values,  // [planes, count], the counts contiguous
+                  std::int64_t stride,  // elements from plane to plane
+                  std::int64_t planes,
+                  std::int64_t count,
+                  float* statistics,  // [planes, 2]: median, median absolute deviation
+                  void* scratch,
+                  std::size_t scratch_bytes,
+                  const Queue& queue);
+std::size_t medians_scratch_bytes(std::int64_t planes);
 
 }  // namespace ascedfast

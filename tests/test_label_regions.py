@@ -56,12 +56,13 @@ def check(backend, mask, connectivity, *, min_area=0, max_area=math.inf, core_wi
     """Equal to the oracle in value, type and shape; the mask untouched. Returns how many regions there were."""
     before = mask.clone()
     rules = {"connectivity": connectivity, "min_area": min_area, "max_area": max_area, "core_width": core_width}
-    labels, kept = ops.label_regions(mask, backend=backend, **rules)
+    labels, kept, overflow = ops.label_regions(mask, backend=backend, **rules)
     expected_labels, expected_kept = oracle(before, **rules)
     assert torch.equal(mask, before), "the mask was written to"
     assert (labels.dtype, kept.dtype) == (torch.int32, torch.bool)
     assert torch.equal(labels, expected_labels)
     assert torch.equal(kept, expected_kept)
+    assert overflow.tolist() == [False] * len(mask)
     return int(labels.max()) if labels.numel() else 0
 
 
@@ -106,7 +107,8 @@ def test_degenerate_sizes(backend, shape):
 def test_empty(backend, shape):
     mask = torch.zeros(shape, dtype=torch.bool)
     for connectivity in each_connectivity(mask):
-        labels, kept = ops.label_regions(mask, connectivity=connectivity, core_width=3, backend=backend, **ANY_AREA)
+        found = ops.label_regions(mask, connectivity=connectivity, core_width=3, backend=backend, **ANY_AREA)
+        labels, kept, _ = found
         assert labels.shape == kept.shape == mask.shape
         assert (labels.dtype, kept.dtype) == (torch.int32, torch.bool)
 
@@ -238,7 +240,7 @@ def test_area_bounds_are_strict(backend, min_area, max_area, kept):
     for x, side in ((0, 1), (3, 2), (8, 3), (14, 4)):
         mask[0, 1 : 1 + side, x : x + side] = True
     assert check(backend, mask, 4, min_area=min_area, max_area=max_area) == 4
-    _, flags = ops.label_regions(mask, connectivity=4, min_area=min_area, max_area=max_area, backend=backend)
+    flags = ops.label_regions(mask, connectivity=4, min_area=min_area, max_area=max_area, backend=backend)[1]
     assert int(flags.sum()) == sum(kept)
 
 
@@ -283,7 +285,7 @@ def test_one_core_keeps_only_its_own_region(backend):
 
 def test_rows_do_not_see_each_other(backend):
     rows = random_mask(200, 6, 9, density=0.55)
-    labels, kept = ops.label_regions(rows, connectivity=8, min_area=2, max_area=30, core_width=2, backend=backend)
+    labels, kept, _ = ops.label_regions(rows, connectivity=8, min_area=2, max_area=30, core_width=2, backend=backend)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
     shuffled = ops.label_regions(rows[order], connectivity=8, min_area=2, max_area=30, core_width=2, backend=backend)
     assert torch.equal(shuffled[0], labels[order])
