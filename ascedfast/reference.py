@@ -33,28 +33,50 @@ def step_dynamics(
         x, m: [R, C, *grid], any float dtype; a, b: float32 [R] or 0-dim.
         x0_prev: [R, C, *grid], the previous step's x0_hat, or None at the first step.
         clip: x0_hat is clamped to [-clip, clip]; NaN stays NaN.
-        reduce: "mean" (channels summed in order, then divided by C) or "max".
-    Returns: x0_hat [R, C, *grid] and d [R, *grid] or None, float32 (float64 where x is).
+        reduce: "mean" or "max", see ``dynamics``.
+    Returns: x0_hat [R, C, *grid] and d [R, *grid] or None, float32 (float64 where x is). Where x or m is not finite
+        x0_hat is NaN: a clip would hide an Inf.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     x, m = x.to(dtype), m.to(dtype)
     x0 = _rows(a, x) * x + _rows(b, x) * m
     if clip is not None:
         x0 = x0.clamp(-clip, clip)
+    zero = torch.add(x - x, m, alpha=0)  # NaN where x or m is not finite
+    x0 = x0 - zero  # a difference: a sum would lose the sign of a zero
     return x0, None if x0_prev is None else dynamics(x0, x0_prev, reduce)
+
+
+CHANNEL_GROUP = 16
+"""Channels that ``dynamics`` adds as one tree."""
 
 
 def dynamics(x0: Tensor, x0_prev: Tensor, reduce: str) -> Tensor:
     """|x0 - x0_prev| reduced over axis 1: [R, C, *grid] -> [R, *grid]. For DDIM without clipping this is
     (sigma'/alpha') * |eps' - eps|, for flow s' * |v' - v|: the weighted score dynamics of arXiv 2503.16218, Eq. 4,
-    without the schedule's own drift."""
+    without the schedule's own drift.
+
+    "mean": in groups of 16 channels, padded with zeros to a power of two, the first half is added to the second until
+    one is left; groups are added in order; the sum is multiplied by 1/C. A fixed order, so that the bits depend neither
+    on the batch nor on the layout in memory.
+    """
     change = (x0 - x0_prev).abs()
+    channels = change.shape[1]
     if reduce == "max":
         return change.amax(1)
-    total = change[:, 0]
-    for channel in range(1, change.shape[1]):  # a fixed order: the sum must not depend on the batch
-        total = total + change[:, channel]
-    return total / change.shape[1]
+    total = _halved(change[:, :CHANNEL_GROUP].unbind(1))
+    for first in range(CHANNEL_GROUP, channels, CHANNEL_GROUP):
+        total = total + _halved(change[:, first : first + CHANNEL_GROUP].unbind(1))
+    return total * (1.0 / channels)
+
+
+def _halved(parts: Sequence[Tensor]) -> Tensor:
+    """The sum by a halving tree. Zeros change no sum of magnitudes: a part without a partner goes on as it is."""
+    while len(parts) > 1:
+        half = 1 << ((len(parts) - 1).bit_length() - 1)
+        paired = [low + high for low, high in zip(parts, parts[half:], strict=False)]
+        parts = [*paired, *parts[len(paired) : half]]
+    return parts[0]
 
 
 def gaussian_weights(sigma: float) -> np.ndarray:
@@ -102,29 +124,47 @@ def median(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def robust_threshold(
-    maps: Tensor, *, mad_scale: float, mad_floor: float, blur_sigma: float, z_floor: float
+    maps: Tensor,
+    *,
+    mad_scale: float | Tensor,
+    mad_floor: float,
+    blur_sigma: float,
+    z_floor: float,
+    count: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Union over the window of "above median + mad_scale * 1.4826 * MAD", and the largest robust z.
+    """Where and how far the maps of a window lie above median + mad_scale * 1.4826 * MAD.
 
     Args:
-        maps: float32 [K, R, C, *grid], non-negative, K >= 1. Statistics are over C and the grid of one map of one row.
+        maps: float32 [K, R, C, *grid], non-negative (the sign is dropped, so that -0.0 is 0.0), K >= 1. Statistics
+            are over C and the grid of one map of one row.
+        mad_scale: a float, or float32 [R] or [R, *grid].
         mad_floor: lower bound of the MAD in the threshold; z_floor: the same in z (> 0). Units of the maps.
         blur_sigma: in locations; the grid axes are blurred, then the channel axis where C > 1.
-    Returns: flags bool [R, *grid] and z float32 [R, *grid]. A row with NaN in a map has no flag from that map.
+        count: in how many maps, instead of in any.
+    Returns: flags bool [R, *grid] (count: int32) and z float32 [R, *grid], the largest robust z of the window. A row
+        with NaN or Inf in any map has no flag, and z is NaN.
     """
+    finite = maps.isfinite().transpose(0, 1).flatten(1).all(1)
     grid_dims = range(3, maps.dim())
-    maps = gaussian_blur(maps, blur_sigma, [*grid_dims, *([2] if maps.shape[2] > 1 else [])])
-    values = maps.flatten(2)
-    center = median(values)
-    mad = median((values - center[..., None]).abs())
-    # Product order of the released code under numpy >= 2: scale in float64, rounded once, times MAD, plus median.
-    scale = torch.tensor(mad_scale * MAD_TO_SIGMA, dtype=torch.float64).to(maps.dtype)
-    threshold = center + scale * mad.clamp(min=mad_floor)
+    maps = gaussian_blur(maps.abs(), blur_sigma, [*grid_dims, *([2] if maps.shape[2] > 1 else [])])
+    center = median(maps.flatten(2))
+    mad = median((maps.flatten(2) - center[..., None]).abs())
+    shape = (*center.shape, *([1] * len(grid_dims)))
+    center, mad, finite = center.view(shape), mad.view(shape), finite.view(shape[1:])
+    threshold = center + _threshold_scale(mad_scale, maps) * mad.clamp(min=mad_floor)
     peak = maps.amax(2)
-    shape = (*center.shape, *([1] * (peak.dim() - 2)))
-    flags = (peak > threshold.view(shape)).any(0)
-    z = (peak - center.view(shape)) / (MAD_TO_SIGMA * mad.clamp(min=z_floor)).view(shape)
-    return flags, z.amax(0)
+    above = (peak > threshold) & finite
+    z = ((peak - center) / (MAD_TO_SIGMA * mad.clamp(min=z_floor))).amax(0)
+    return above.sum(0, dtype=torch.int32) if count else above.any(0), torch.where(finite, z, math.nan)
+
+
+def _threshold_scale(mad_scale: float | Tensor, maps: Tensor) -> Tensor:
+    """mad_scale * 1.4826 in maps' dtype, shaped to broadcast over [K, R, *grid]."""
+    if isinstance(mad_scale, Tensor):  # two float32 factors: exact in float64, so rounded once
+        scale = (mad_scale.double() * float(np.float32(MAD_TO_SIGMA))).float().to(maps.dtype)
+        return scale.view(*scale.shape, *([1] * (maps.dim() - 2 - scale.dim())))
+    # The released code under numpy >= 2: in float64, rounded once.
+    return torch.tensor(mad_scale * MAD_TO_SIGMA, dtype=torch.float64).to(maps.dtype)
 
 
 def _shifted(x: Tensor, offset: Sequence[int], fill: int) -> Tensor:
@@ -146,7 +186,7 @@ def _neighbours(rank: int, connectivity: int) -> list[tuple[int, ...]]:
 
 def label_regions(
     mask: Tensor, *, connectivity: int, min_area: float, max_area: float, core_width: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Connected regions, and which of them are kept.
 
     Args:
@@ -155,12 +195,13 @@ def label_regions(
         min_area, max_area: a region is kept where min_area < locations < max_area, both strict.
         core_width: and where it holds a full core_width x core_width block of the (H, W) plane.
     Returns: labels int32 (0 ground, regions 1.. of each row in raster order of their first location, the dropped
-        ones too) and kept bool, both of mask's shape.
+        ones too) and kept bool, both of mask's shape; overflow bool [R], False: every region is found.
     """
     rows, *grid = mask.shape
     n = math.prod(grid)
+    overflow = torch.zeros(rows, dtype=torch.bool, device=mask.device)
     if mask.numel() == 0:
-        return mask.to(torch.int32), mask.clone()
+        return mask.to(torch.int32), mask.clone(), overflow
     index = torch.arange(n, device=mask.device).view(1, *grid)
     root = torch.where(mask, index, n)
     offsets = _neighbours(len(grid), connectivity)
@@ -185,7 +226,7 @@ def label_regions(
     area = torch.zeros_like(flat).scatter_add(1, flat, torch.ones_like(flat))
     core = torch.zeros_like(flat).scatter_add(1, flat, F.pad(_full_blocks(mask, core_width), (0, 1)))
     keep = (area > min_area) & (area < max_area) & (core > 0)
-    return labels, mask & keep.gather(1, flat)[:, :n].reshape_as(mask)
+    return labels, mask & keep.gather(1, flat)[:, :n].reshape_as(mask), overflow
 
 
 def _full_blocks(mask: Tensor, width: int) -> Tensor:
@@ -237,3 +278,12 @@ def renoise(
     e = normal(seeds, channels, grid, step=steps, draw=draws, purpose=Purpose.RENOISE)
     y = _rows(alpha, x0) * x0 + _rows(sigma, x0) * e.to(x0.dtype)
     return torch.where(mask[:, None], y.to(x.dtype), x)
+
+
+def history_fill(entries: Sequence[Tensor], mask: Tensor, current: Tensor) -> list[Tensor]:
+    """The entries of a solver's history with ``current`` inside the mask, their own bits outside.
+
+    Args: entries: [R, C, *grid] each, any float dtypes; mask: bool [R, *grid]; current: [R, C, *grid].
+    Returns: new tensors like the entries.
+    """
+    return [torch.where(mask[:, None], current.to(entry.dtype), entry) for entry in entries]

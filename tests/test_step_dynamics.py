@@ -3,10 +3,12 @@
 
 import pytest
 import torch
+from ascedfast.kernels import step_dynamics as kernel
 from layouts import DEVICES, LAYOUTS, SHAPES, channels_last, same_bits, sliced
 
 from ascedfast import ops
 from ascedfast._backend import BackendError
+from ascedfast.solver import SCALARS, Update, solver_update
 
 pytestmark = [pytest.mark.usefixtures("poisoned_empty"), *([pytest.mark.gpu] if DEVICES == ["cuda"] else [])]
 
@@ -71,3 +73,20 @@ def test_float64_is_refused_by_name():
     x = torch.zeros(1, 1, 4, 4, dtype=torch.float64, device=DEVICES[0])
     with pytest.raises(BackendError, match="float64"):
         ops.step_dynamics(x, x, x[0, 0, 0, :1].float(), x[0, 0, 0, :1].float(), backend="triton")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("solver", ["ddim", "dpm2"])
+def test_a_solvers_update_in_every_layout(shape, layout, solver, device):
+    update = Update(solver, "v", clip=0.5 if solver == "ddim" else None)
+    x, m, a, b, previous = inputs(shape, layout, torch.float32, device)
+    g = torch.Generator().manual_seed(7)
+    scalars = torch.randn(shape[0], SCALARS, generator=g).to(device)
+    own_prev = layout(shape, g, torch.float32).to(device)
+    following, own = solver_update(update, x, m, scalars, own_prev)
+    x0, d = ops.step_dynamics(x, m, a, b, previous, backend="reference")
+    got = kernel.step_dynamics(x, m, a, b, previous, None, "mean", update, scalars, own_prev)
+    for ours, expected in zip(got, (x0, d, following, own), strict=True):
+        assert same_bits(ours, expected)

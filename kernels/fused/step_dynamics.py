@@ -1,34 +1,94 @@
 # SPDX-License-Identifier: MIT
-"""step_dynamics: x0_hat = a*x + b*m and the dynamics of one step in one pass (``reference.step_dynamics``).
+"""step_dynamics: a solver's update, x0_hat = a*x + b*m and the dynamics of a step in one pass over memory.
 
-Reads x, m and the previous x0_hat once, writes x0_hat and one value a location. One program does BLOCK locations of one
-row and goes through the channels in order, so that the sum over channels does not depend on the batch.
+One program does BLOCK locations of one row, GROUP channels at a time; a location's channels are added in the order of
+``reference.dynamics``, so that the sum does not depend on the batch or on the layout.
 """
+
+import math
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
+from ascedfast.kernels.solver import next_state
 from torch import Tensor
 
-BLOCK = 256
+from ascedfast.solver import Update
+
+GROUP = 16
+"""Channels that are added as one tree, see ``reference.dynamics``."""
+TILE = 2048
+"""Elements of a program's tile, 16 a thread."""
+WARPS = 4
+MIN_BLOCK = 32
 
 
 @triton.jit
-def _step_dynamics(
+def _fold(values, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    """[2 * HALF, BLOCK] to [HALF, BLOCK]: the first half plus the second."""
+    low, high = tl.split(tl.permute(tl.reshape(values, [2, HALF, BLOCK]), [1, 2, 0]))
+    return low + high
+
+
+@triton.jit
+def _tree_sum(values, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum over axis 0 of [CHANNELS, BLOCK], CHANNELS a power of two up to 16."""
+    if CHANNELS >= 16:
+        values = _fold(values, 8, BLOCK)
+    if CHANNELS >= 8:
+        values = _fold(values, 4, BLOCK)
+    if CHANNELS >= 4:
+        values = _fold(values, 2, BLOCK)
+    if CHANNELS >= 2:
+        values = _fold(values, 1, BLOCK)
+    return tl.reshape(values, [BLOCK])
+
+
+@triton.jit
+def _at(location, height, width, stride_d, stride_h, stride_w, C: tl.constexpr, LAYOUT: tl.constexpr):
+    """Offset of locations. Dense tensors need no division, and what the compiler knows of them makes wide loads."""
+    if LAYOUT == "planes":
+        return location
+    elif LAYOUT == "last":
+        return location * C
+    else:
+        return offset_of(location, height, width, stride_d, stride_h, stride_w)
+
+
+@triton.jit
+def _channel(stride, locations, LAYOUT: tl.constexpr):
+    """Distance of channels."""
+    if LAYOUT == "planes":
+        return locations
+    elif LAYOUT == "last":
+        return 1
+    else:
+        return stride
+
+
+@triton.jit(do_not_specialize=["step", "slot", "clip", "solver_clip"])
+def step_dynamics_kernel(
     x,  # [R, C, D, H, W], fp32 | fp16 | bf16
     m,  # [R, C, D, H, W], fp32 | fp16 | bf16
-    x0_prev,  # [R, C, D, H, W] fp32, read where HAS_PREVIOUS
-    x0,  # [R, C, D, H, W] fp32, written
-    d,  # [R, D, H, W] fp32 contiguous, written where HAS_PREVIOUS
-    a,  # [R] fp32
-    b,  # [R] fp32
-    clip,  # fp32
+    x0,  # [R, C, D, H, W] fp32: x0_hat, written where OBSERVE; the previous one is read first where PREVIOUS
+    x0_prev,  # [R, C, D, H, W] fp32, may be x0 itself
+    d,  # [slots, R, D, H, W] fp32 contiguous, written where PREVIOUS
+    x_next,  # [R, C, D, H, W], written where SOLVER
+    own_x0,  # [R, C, D, H, W], the solver's own prediction, written where OWN_X0
+    own_x0_prev,  # [R, C, D, H, W], that of the previous step, read by two-step solvers
+    table,  # [R, steps, TABLE_WIDTH] fp32: a, b and the solver's scalars of each step
+    step,  # row of the table
+    slot,  # of d
+    clip,  # fp32, of x0_hat
+    solver_clip,  # fp32, of the solver's own prediction
+    rows,
     height,
     width,
     locations,
-    a_row,
-    b_row,
+    table_row,
+    table_step,
     x_row,
     x_channel,
     x_d,
@@ -39,95 +99,207 @@ def _step_dynamics(
     m_d,
     m_h,
     m_w,
+    x0_row,
+    x0_channel,
+    x0_d,
+    x0_h,
+    x0_w,
     prev_row,
     prev_channel,
     prev_d,
     prev_h,
     prev_w,
-    x0_row,
-    x0_channel,
+    next_row,
+    next_channel,
+    next_d,
+    next_h,
+    next_w,
     C: tl.constexpr,
-    HAS_PREVIOUS: tl.constexpr,
+    OBSERVE: tl.constexpr,
+    PREVIOUS: tl.constexpr,
     CLIP: tl.constexpr,
     MAX: tl.constexpr,
+    SOLVER: tl.constexpr,
+    PREDICTION: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    SOLVER_CLIP: tl.constexpr,
+    OWN_X0: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(1).to(tl.int64)
     location = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    ok = location < locations
-    a_r = tl.load(a + row * a_row)
-    b_r = tl.load(b + row * b_row)
-    x += row * x_row + offset_of(location, height, width, x_d, x_h, x_w)
-    m += row * m_row + offset_of(location, height, width, m_d, m_h, m_w)
-    x0_prev += row * prev_row + offset_of(location, height, width, prev_d, prev_h, prev_w)
-    x0 += row * x0_row + location
+    at_x = _at(location, height, width, x_d, x_h, x_w, C, LAYOUT)
+    at_m = _at(location, height, width, m_d, m_h, m_w, C, LAYOUT)
+    at_x0 = _at(location, height, width, x0_d, x0_h, x0_w, C, LAYOUT)
+    at_prev = _at(location, height, width, prev_d, prev_h, prev_w, C, LAYOUT)
+    at_next = _at(location, height, width, next_d, next_h, next_w, C, LAYOUT)
+    x_channel = _channel(x_channel, locations, LAYOUT)
+    m_channel = _channel(m_channel, locations, LAYOUT)
+    x0_channel = _channel(x0_channel, locations, LAYOUT)
+    prev_channel = _channel(prev_channel, locations, LAYOUT)
+    next_channel = _channel(next_channel, locations, LAYOUT)
+    table += row * table_row + step.to(tl.int64) * table_step
+    a = tl.load(table)
+    b = tl.load(table + 1)
     total = tl.zeros((BLOCK,), tl.float32)
-    for _ in range(C):
-        state = tl.load(x, ok, other=0.0).to(tl.float32)
-        output = tl.load(m, ok, other=0.0).to(tl.float32)
-        clean = a_r * state + b_r * output
-        if CLIP:  # comparisons with NaN are false: NaN stays
-            clean = tl.where(clean > clip, clip, tl.where(clean < -clip, -clip, clean))
-        tl.store(x0, clean, ok)
-        if HAS_PREVIOUS:
-            change = tl.abs(clean - tl.load(x0_prev, ok, other=0.0))
-            if MAX:
-                total = tl.where((change > total) | (change != change), change, total)
-            else:
-                total += change
-            x0_prev += prev_channel
-        x += x_channel
-        m += m_channel
-        x0 += x0_channel
-    if HAS_PREVIOUS:
+    for first in tl.static_range(0, C, CHANNELS):
+        channel = first + tl.arange(0, CHANNELS).to(tl.int64)[:, None]
+        ok = (location < locations)[None, :] & (channel < C)
+        state = tl.load(x + row * x_row + channel * x_channel + at_x[None, :], ok, other=0.0)
+        output = tl.load(m + row * m_row + channel * m_channel + at_m[None, :], ok, other=0.0)
+        at_result = row * next_row + channel * next_channel + at_next[None, :]
+        if SOLVER != "none":
+            older = state.to(tl.float32)
+            if SOLVER == "dpm2":
+                older = tl.load(own_x0_prev + at_result, ok, other=0.0).to(tl.float32)
+            following, own = next_state(
+                state,
+                output,
+                older,
+                table + 2,
+                solver_clip,
+                x_next.dtype.element_ty,
+                SOLVER,
+                PREDICTION,
+                DIVIDE,
+                SOLVER_CLIP,
+            )
+            tl.store(x_next + at_result, following.to(x_next.dtype.element_ty), ok)
+            if OWN_X0:
+                tl.store(own_x0 + at_result, own.to(own_x0.dtype.element_ty), ok)
+        if OBSERVE:
+            wide = state.to(tl.float32)
+            wide_output = output.to(tl.float32)
+            clean = a * wide + b * wide_output
+            if CLIP:  # comparisons with NaN are false: NaN stays
+                clean = tl.where(clean > clip, clip, tl.where(clean < -clip, -clip, clean))
+            finite = ((wide - wide) + (wide_output - wide_output)) == 0.0
+            clean = tl.where(finite, clean, float("nan"))
+            if PREVIOUS:
+                before = tl.load(x0_prev + row * prev_row + channel * prev_channel + at_prev[None, :], ok, other=0.0)
+                change = tl.where(ok, tl.abs(clean - before), 0.0)
+                if MAX:
+                    for_nan = tl.max(tl.where(change != change, 1, 0), 0)
+                    peak = tl.max(tl.where(change != change, 0.0, change), 0)
+                    peak = tl.where(for_nan == 1, float("nan"), peak)
+                    total = tl.where((peak > total) | (peak != peak), peak, total)
+                else:
+                    total += _tree_sum(change, CHANNELS, BLOCK)
+            tl.store(x0 + row * x0_row + channel * x0_channel + at_x0[None, :], clean, ok)
+    if PREVIOUS:
         if not MAX:
-            total = tl.div_rn(total, tl.zeros_like(total) + C)
-        tl.store(d + row * locations + location, total, ok)
+            total = total * (1.0 / C)
+        at_d = (slot.to(tl.int64) * rows + row) * locations + location
+        tl.store(d + at_d, total, location < locations)
+
+
+class Layout:
+    """Sizes and strides of [R, C, *grid] tensors of one shape, as the kernel takes them."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.rows, self.channels, *grid = x.shape
+        self.grid = grid_of(tuple(grid))
+        self.locations = math.prod(self.grid)
+
+    def strides(self, x: Tensor) -> tuple[int, ...]:
+        """(row, channel, D, H, W) in elements."""
+        return (x.stride(0), x.stride(1), *grid_strides(x, 2))
+
+    def order(self, strides: Sequence[tuple[int, ...]]) -> str:
+        """How all tensors with these strides lie inside a row: "planes", dense with the locations of a channel side by
+        side; "last", dense with the channels of a location side by side; else "strided"."""
+        for name, channel, step in (("planes", self.locations, 1), ("last", 1, self.channels)):
+            wanted = (channel, *(size * step for size in (self.grid[1] * self.grid[2], self.grid[2], 1)))
+            sizes = (self.channels, *self.grid)
+            if all(
+                size == 1 or stride == want
+                for tensor in strides
+                for size, stride, want in zip(sizes, tensor[1:], wanted, strict=True)
+            ):
+                return name
+        return "strided"
+
+
+def variant(
+    layout: Layout, strides: Sequence[tuple[int, ...]], observe: int, clip: bool, reduce: str, update: Update | None
+) -> tuple:
+    """The kernel's constexpr arguments, in order. observe: 0 no, 1 x0_hat alone, 2 with the dynamics."""
+    channels = min(GROUP, triton.next_power_of_2(layout.channels))
+    return (
+        layout.channels,
+        observe > 0,
+        observe > 1,
+        clip,
+        reduce == "max",
+        "none" if update is None else update.solver,
+        "none" if update is None else update.prediction,
+        update is None or update.divide,
+        update is not None and update.clip is not None,
+        update is not None and update.solver != "flow",
+        layout.order(strides),
+        channels,
+        max(MIN_BLOCK, TILE // channels),
+    )
 
 
 def step_dynamics(
-    x: Tensor, m: Tensor, a: Tensor, b: Tensor, x0_prev: Tensor | None, clip: float | None, reduce: str
-) -> tuple[Tensor, Tensor | None]:
-    """Launch on checked arguments, see ``ops.step_dynamics``. No argument may be fp64."""
-    rows, channels, *grid = x.shape
-    depth, height, width = grid_of(tuple(grid))
-    locations = depth * height * width
+    x: Tensor,
+    m: Tensor,
+    a: Tensor,
+    b: Tensor,
+    x0_prev: Tensor | None,
+    clip: float | None,
+    reduce: str,
+    update: Update | None = None,
+    scalars: Tensor | None = None,
+    own_x0_prev: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Launch on checked arguments, see ``ops.step_dynamics``. No argument may be fp64.
+
+    Returns x0_hat, d, the next state and the solver's own x0; None where they were not asked for.
+    """
+    layout = Layout(x)
     x0 = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    d = None if x0_prev is None else torch.empty((rows, *grid), dtype=torch.float32, device=x.device)
+    d = None if x0_prev is None else torch.empty((x.shape[0], *x.shape[2:]), dtype=torch.float32, device=x.device)
+    x_next = own = None
+    if update is not None:
+        x_next = torch.empty(x.shape, dtype=update.state_dtype(x.dtype, m.dtype), device=x.device)
+        own_dtype = update.own_x0_dtype(x.dtype, m.dtype)
+        own = None if own_dtype is None else torch.empty(x.shape, dtype=own_dtype, device=x.device)
     if x.numel() == 0:
-        return x0, d
+        return x0, d, x_next, own
+    pair = torch.stack((a, b), -1)
+    table = pair if scalars is None else torch.cat((pair, scalars.expand(*pair.shape[:-1], -1)), -1)
+    table = table.expand(layout.rows, -1).contiguous()
     previous = x0 if x0_prev is None else x0_prev
-    a, b = a.expand(rows), b.expand(rows)
-    _step_dynamics[(triton.cdiv(locations, BLOCK), rows)](
+    if own_x0_prev is not None:
+        own_x0_prev = own_x0_prev.contiguous()
+    strides = [layout.strides(t) for t in (x, m, x0, previous, x0 if x_next is None else x_next)]
+    constants = variant(layout, strides, 1 if x0_prev is None else 2, clip is not None, reduce, update)
+    step_dynamics_kernel[(triton.cdiv(layout.locations, constants[-1]), layout.rows)](
         x,
         m,
-        previous,
         x0,
+        previous,
         x0 if d is None else d,
-        a,
-        b,
+        x0 if x_next is None else x_next,
+        x0 if own is None else own,
+        x0 if own_x0_prev is None else own_x0_prev,
+        table,
+        0,
+        0,
         0.0 if clip is None else clip,
-        height,
-        width,
-        locations,
-        a.stride(0),
-        b.stride(0),
-        x.stride(0),
-        x.stride(1),
-        *grid_strides(x, 2),
-        m.stride(0),
-        m.stride(1),
-        *grid_strides(m, 2),
-        previous.stride(0),
-        previous.stride(1),
-        *grid_strides(previous, 2),
-        x0.stride(0),
-        x0.stride(1),
-        C=channels,
-        HAS_PREVIOUS=x0_prev is not None,
-        CLIP=clip is not None,
-        MAX=reduce == "max",
-        BLOCK=BLOCK,
+        0.0 if update is None or update.clip is None else update.clip,
+        layout.rows,
+        *layout.grid[1:],
+        layout.locations,
+        table.stride(0),
+        0,
+        *(stride for tensor in strides for stride in tensor),
+        *constants,
+        num_warps=WARPS,
         enable_fp_fusion=False,
     )
-    return x0, d
+    return x0, d, x_next, own

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: MIT
+"""Gaussian smoothing of planes, with the bits of ``reference.gaussian_blur``.
+
+A program owns a slab: a few lines of one plane, over their whole length and all channels. It smooths across the lines
+first, then along them and then over the channels, so that what a pass needs of the one before was made by the same
+program, and one launch does the axes H, W and C. The axis D of a volume has a launch of its own.
+"""
+
+import functools
+import math
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from ascedfast.kernels.grid import grid_of, grid_strides
+from torch import Tensor
+
+from ascedfast import reference
+from ascedfast.upload import upload
+
+LINES, STRETCH = 8, 64
+"""A block: so many lines of a slab, so many locations along them."""
+UNROLLED = 12
+"""Largest radius whose taps are written out, for loads that overlap; with one channel, else registers run out."""
+
+
+@triton.jit
+def _folded(position, size, ONCE: tl.constexpr):
+    """Half-sample symmetric reflection; as often as needed, or once, which is enough up to a radius of ``size``."""
+    if ONCE:
+        position = tl.where(position < 0, -1 - position, position)
+    else:
+        position = position % (2 * size)
+        position = tl.where(position < 0, position + 2 * size, position)
+    return tl.where(position < size, position, 2 * size - 1 - position)
+
+
+@triton.jit
+def _pair(values, position, tap, size, stride, ok, weights, RADIUS: tl.constexpr, ONCE: tl.constexpr):
+    """(x[-j] + x[j]) * w[j] of the pair number ``tap``, the farthest first; fp64."""
+    reach = RADIUS - tap
+    before = tl.load(values + _folded(position - reach, size, ONCE) * stride, ok, other=0.0)
+    after = tl.load(values + _folded(position + reach, size, ONCE) * stride, ok, other=0.0)
+    return (tl.abs(before).to(tl.float64) + tl.abs(after).to(tl.float64)) * tl.load(weights + tap)
+
+
+@triton.jit
+def _weighted(
+    values,  # pointers to position 0 of the axis, fp32; only magnitudes count
+    position,
+    size,
+    stride,
+    ok,
+    weights,  # [2*RADIUS + 1] fp64
+    RADIUS: tl.constexpr,
+    ONCE: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Centre first, then the pairs from the farthest to the nearest, a rounding after every product and sum."""
+    total = tl.abs(tl.load(values + position * stride, ok, other=0.0)).to(tl.float64) * tl.load(weights + RADIUS)
+    if UNROLL:
+        for tap in tl.static_range(RADIUS):
+            total += _pair(values, position, tap, size, stride, ok, weights, RADIUS, ONCE)
+    else:
+        for tap in range(RADIUS):
+            total += _pair(values, position, tap, size, stride, ok, weights, RADIUS, ONCE)
+    return total.to(tl.float32)
+
+
+@triton.jit
+def _blur(
+    source,  # [K, R, C, layers, lines, length] fp32 in any strides
+    first,  # [K*R, C, ...] fp32 contiguous, written: the result of passes 1 and 3
+    second,  # like first, written: the result of pass 2
+    weights,  # [2*RADIUS + 1] fp64
+    rows,
+    layers,
+    lines,
+    length,
+    locations,
+    source_k,
+    source_row,
+    source_channel,
+    source_layer,
+    source_line,
+    source_along,
+    layer_stride,  # of first and second; along a line it is 1
+    line_stride,
+    C: tl.constexpr,
+    RADIUS: tl.constexpr,
+    ALONG: tl.constexpr,  # pass 2
+    CHANNELS: tl.constexpr,  # pass 3
+    LINES_ONCE: tl.constexpr,
+    ALONG_ONCE: tl.constexpr,
+    UNROLL: tl.constexpr,
+    LINES: tl.constexpr,
+    STRETCH: tl.constexpr,
+):
+    slabs = (lines + LINES - 1) // LINES
+    slab = tl.program_id(0) % slabs
+    layer = (tl.program_id(0) // slabs) % layers
+    plane = (tl.program_id(0) // (slabs * layers)).to(tl.int64)
+    line = (slab * LINES + tl.arange(0, LINES)).to(tl.int64)[:, None]
+    source += (plane // rows) * source_k + (plane % rows) * source_row + layer.to(tl.int64) * source_layer
+    base = plane * C * locations + layer.to(tl.int64) * layer_stride
+    start = 0
+    while start < length:
+        along = (start + tl.arange(0, STRETCH)).to(tl.int64)[None, :]
+        ok = (line < lines) & (along < length)
+        values = source + along * source_along
+        target = first + base + line * line_stride + along
+        for _ in range(C):
+            y = _weighted(values, line, lines, source_line, ok, weights, RADIUS, LINES_ONCE, UNROLL)
+            tl.store(target, y, ok)
+            values += source_channel
+            target += locations
+        start += STRETCH
+    if ALONG:
+        tl.debug_barrier()  # the slab is this program's own, other threads of it wrote what follows reads
+        start = 0
+        while start < length:
+            along = (start + tl.arange(0, STRETCH)).to(tl.int64)[None, :]
+            ok = (line < lines) & (along < length)
+            values = first + base + line * line_stride
+            target = second + base + line * line_stride + along
+            for _ in range(C):
+                y = _weighted(values, along, length, 1, ok, weights, RADIUS, ALONG_ONCE, UNROLL)
+                tl.store(target, y, ok)
+                values += locations
+                target += locations
+            start += STRETCH
+    if CHANNELS:
+        tl.debug_barrier()
+        start = 0
+        while start < length:
+            along = (start + tl.arange(0, STRETCH)).to(tl.int64)[None, :]
+            ok = (line < lines) & (along < length)
+            values = second + base + line * line_stride + along
+            target = first + base + line * line_stride + along
+            for channel in range(C):
+                y = _weighted(values, line * 0 + channel, C, locations, ok, weights, RADIUS, False, False)
+                tl.store(target, y, ok)
+                target += locations
+            start += STRETCH
+
+
+@functools.cache
+def weights_on(sigma: float, device: torch.device) -> Tensor:
+    """``reference.gaussian_weights`` on a device, fp64; one tap for sigma 0. Kept for later calls: the first of a sigma
+    copies from the host, without waiting."""
+    taps = reference.gaussian_weights(sigma) if sigma > 0 else np.ones(1)
+    return upload(torch.from_numpy(taps), device)
+
+
+def blur(maps: Tensor, weights: Tensor) -> Tensor:
+    """Smooth |maps| along the grid axes, then the channels where C > 1.
+
+    Args:
+        maps: fp32 [K, R, C, *grid], any strides, not empty; not modified.
+        weights: fp64 [2*radius + 1] on maps' device; one tap (no smoothing) gives a contiguous copy of the magnitudes.
+    Returns: fp32 [K*R, C*locations], contiguous. One launch, or two where the grid has three axes.
+    """
+    count, rows, channels, *sizes = maps.shape
+    depth, height, width = grid_of(tuple(sizes))
+    locations = math.prod(sizes)
+    radius = weights.numel() // 2
+    smooth = radius > 0
+    volume = smooth and len(sizes) == 3
+    buffers = 3 if volume else 2 if smooth else 1
+    spare = torch.empty((buffers, count * rows, channels * locations), dtype=torch.float32, device=maps.device)
+
+    def launch(source, strides, first, second, layers, lines, layer_stride, line_stride, passes):
+        _blur[(count * rows * layers * triton.cdiv(lines, LINES),)](
+            source,
+            first,
+            second,
+            weights,
+            rows,
+            layers,
+            lines,
+            width,
+            locations,
+            *strides,
+            layer_stride,
+            line_stride,
+            C=channels,
+            RADIUS=radius,
+            ALONG=passes > 1,
+            CHANNELS=passes > 2,
+            LINES_ONCE=radius <= lines,
+            ALONG_ONCE=radius <= width,
+            UNROLL=radius <= UNROLLED and channels == 1,
+            LINES=LINES,
+            STRETCH=STRETCH,
+            num_warps=4,
+            num_stages=1,
+            enable_fp_fusion=False,
+        )
+
+    source, strides = maps, (*maps.stride()[:3], *grid_strides(maps, 3))
+    if volume:
+        k, row, channel, d, h, w = strides
+        launch(source, (k, row, channel, h, d, w), spare[2], spare[2], height, depth, width, height * width, 1)
+        plane = channels * locations
+        source, strides = spare[2], (rows * plane, plane, locations, height * width, width, 1)
+    passes = 1 if not smooth else 2 if channels == 1 else 3
+    launch(source, strides, spare[0], spare[min(1, buffers - 1)], depth, height, height * width, width, passes)
+    return spare[1 if passes == 2 else 0]

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""history_fill_: up to three tensors take ``current`` inside the mask, in place (``reference.history_fill``).
+
+One program does BLOCK locations of one row, reads ``current`` once and writes every entry. A block without a masked
+location ends after reading its mask; outside the mask nothing is written, so that every bit stays.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
+from torch import Tensor
+
+BLOCK = 256
+MOST_ENTRIES = 3
+
+
+@triton.jit
+def _converted(value, entry):
+    """As torch converts: the same dtype keeps its bits, 16-bit formats come from float32."""
+    if value.dtype != entry.dtype.element_ty:
+        if entry.dtype.element_ty != tl.float64:
+            value = value.to(tl.float32)
+        value = value.to(entry.dtype.element_ty)
+    return value
+
+
+@triton.jit
+def _history_fill(
+    mask,  # [R, D, H, W] bool as uint8
+    current,  # [R, C, D, H, W], any float
+    entry0,  # [R, C, D, H, W], any float, written
+    entry1,  # the same, where ENTRIES > 1
+    entry2,  # the same, where ENTRIES > 2
+    height,
+    width,
+    locations,
+    mask_row,
+    mask_d,
+    mask_h,
+    mask_w,
+    current_row,
+    current_channel,
+    current_d,
+    current_h,
+    current_w,
+    row0,
+    channel0,
+    d0,
+    h0,
+    w0,
+    row1,
+    channel1,
+    d1,
+    h1,
+    w1,
+    row2,
+    channel2,
+    d2,
+    h2,
+    w2,
+    C: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(1).to(tl.int64)
+    location = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = location < locations
+    at = offset_of(location, height, width, mask_d, mask_h, mask_w)
+    inside = tl.load(mask + row * mask_row + at, inside, other=0) != 0
+    if tl.max(inside.to(tl.int32), 0) == 0:
+        return
+    current += row * current_row + offset_of(location, height, width, current_d, current_h, current_w)
+    entry0 += row * row0 + offset_of(location, height, width, d0, h0, w0)
+    entry1 += row * row1 + offset_of(location, height, width, d1, h1, w1)
+    entry2 += row * row2 + offset_of(location, height, width, d2, h2, w2)
+    for _ in range(C):
+        value = tl.load(current, inside, other=0.0)
+        tl.store(entry0, _converted(value, entry0), inside)
+        if ENTRIES > 1:
+            tl.store(entry1, _converted(value, entry1), inside)
+        if ENTRIES > 2:
+            tl.store(entry2, _converted(value, entry2), inside)
+        current += current_channel
+        entry0 += channel0
+        entry1 += channel1
+        entry2 += channel2
+
+
+def history_fill_(entries: Sequence[Tensor], mask: Tensor, current: Tensor) -> None:
+    """Launch on one to three checked entries, see ``ops.history_fill_``."""
+    if current.numel() == 0:
+        return
+    depth, height, width = grid_of(current.shape[2:])
+    locations = depth * height * width
+    three = (*entries, *[entries[0]] * (MOST_ENTRIES - len(entries)))
+    strides = [(t.stride(0), t.stride(1), *grid_strides(t, 2)) for t in (current, *three)]
+    _history_fill[(triton.cdiv(locations, BLOCK), current.shape[0])](
+        mask.view(torch.uint8),
+        current,
+        *three,
+        height,
+        width,
+        locations,
+        mask.stride(0),
+        *grid_strides(mask, 1),
+        *[stride for of_one in strides for stride in of_one],
+        C=current.shape[1],
+        ENTRIES=len(entries),
+        BLOCK=BLOCK,
+    )

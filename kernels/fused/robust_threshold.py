@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: MIT
+"""robust_threshold: smoothing, exact median and MAD of every plane, threshold, union (``reference.robust_threshold``).
+
+A plane is one map of one row, its channels included. Launches: smoothing 1 (2 in volumes); statistics 1 for planes of
+up to 128x128 values, 5 above (``sampled_median``); flags, counts and z of all maps of a row 1. The caller may hand in a
+function that does the statistics of the planes for which it is faster.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from ascedfast.kernels.blur import blur, weights_on
+from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
+from ascedfast.kernels.order_statistics import INFINITE, NOTHING, distance_bits, middle, ranked
+from ascedfast.kernels.sampled_median import statistics_by_sample
+from torch import Tensor
+
+from ascedfast import reference
+
+IN_REGISTERS = 1 << 14
+"""Largest plane that one program holds in its registers: 128x128."""
+FASTER_FROM, FASTER_UPTO = 64 * 64 + 1, 512 * 512
+"""Planes whose statistics a compiled kernel does faster: beyond what registers do well, within a cluster's memory."""
+BLOCK = 512
+UNROLLED = 16
+"""Most maps whose loop is written out, for loads that overlap."""
+_MAD_TO_SIGMA = tl.constexpr(reference.MAD_TO_SIGMA)
+
+
+@triton.jit
+def _statistics(
+    values,  # [planes, count] fp32
+    statistics,  # [planes, 2] fp32, written: median (NaN where the plane holds NaN or Inf), MAD
+    count,
+    N: tl.constexpr,
+):
+    plane = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, N)
+    ok = lane < count
+    x = tl.load(values + plane * count + lane, ok, other=0.0)
+    rank = (count - 1) // 2
+    bits = tl.where(ok, distance_bits(x, 0.0), NOTHING)
+    wild = tl.sum((ok & (bits >= INFINITE)).to(tl.int32), 0)
+    lower, upper = ranked(bits, count, rank)
+    center = middle(lower, upper, count)
+    bits = tl.where(ok, distance_bits(x, center), NOTHING)
+    lower, upper = ranked(bits, count, rank)
+    tl.store(statistics + plane * 2, tl.where(wild > 0, float("nan"), center))
+    tl.store(statistics + plane * 2 + 1, middle(lower, upper, count))
+
+
+@triton.jit
+def _judged(
+    values,  # pointers to the first channel of one map's locations
+    statistics,  # to this plane's pair
+    above,
+    z,
+    wild,
+    scale,
+    mad_floor,
+    z_floor,
+    locations,
+    ok,
+    C: tl.constexpr,
+):
+    """One map more: in how many a location is above, the largest z, whether a map has NaN or Inf."""
+    center, mad = tl.load(statistics), tl.load(statistics + 1)
+    peak = tl.load(values, ok, other=0.0)
+    for channel in tl.static_range(1, C):
+        peak = tl.maximum(peak, tl.load(values + channel * locations, ok, other=0.0))
+    above += (peak > center + scale * tl.maximum(mad, mad_floor)).to(tl.int32)
+    new = tl.div_rn(peak - center, tl.zeros_like(peak) + tl.maximum(mad, z_floor) * _MAD_TO_SIGMA)
+    z = tl.where((new > z) | (new != new), new, z)
+    return above, z, wild | (center != center).to(tl.int32)
+
+
+@triton.jit
+def _flag(
+    values,  # [K, R, C, locations] fp32
+    statistics,  # [K, R, 2] fp32: median, MAD
+    mad_scale,  # [R] or [R, D, H, W] fp32, read where not SCALE_AXES == 0
+    flags,  # [R, locations] uint8, COUNT: int32, written
+    z,  # [R, locations] fp32, written
+    scale,  # fp32, mad_scale*1.4826 where SCALE_AXES == 0
+    mad_floor,
+    z_floor,
+    height,
+    width,
+    locations,
+    scale_row,
+    scale_d,
+    scale_h,
+    scale_w,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    SCALE_AXES: tl.constexpr,  # 0: a float; 1: one a row; 2: one a location
+    COUNT: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(1).to(tl.int64)
+    rows = tl.num_programs(1).to(tl.int64)
+    location = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    ok = location < locations
+    if SCALE_AXES == 1:
+        scale = tl.load(mad_scale + row * scale_row) * _MAD_TO_SIGMA
+    if SCALE_AXES == 2:
+        at = offset_of(location, height, width, scale_d, scale_h, scale_w)
+        scale = tl.load(mad_scale + row * scale_row + at, ok, other=0.0) * _MAD_TO_SIGMA
+    above = tl.zeros((BLOCK,), tl.int32)
+    best = tl.zeros((BLOCK,), tl.float32) - float("inf")
+    wild = tl.zeros((BLOCK,), tl.int32)
+    values += row * C * locations + location
+    statistics += row * 2
+    if UNROLL:
+        for _ in tl.static_range(K):
+            above, best, wild = _judged(
+                values, statistics, above, best, wild, scale, mad_floor, z_floor, locations, ok, C
+            )
+            values += rows * C * locations
+            statistics += rows * 2
+    else:
+        for _ in range(K):
+            above, best, wild = _judged(
+                values, statistics, above, best, wild, scale, mad_floor, z_floor, locations, ok, C
+            )
+            values += rows * C * locations
+            statistics += rows * 2
+    above = tl.where(wild != 0, 0, above)
+    if not COUNT:
+        above = (above > 0).to(tl.uint8)
+    tl.store(flags + row * locations + location, above, ok)
+    tl.store(z + row * locations + location, tl.where(wild != 0, float("nan"), best), ok)
+
+
+Statistics = Callable[[Tensor], Tensor]
+"""Median and MAD of planes, fp32 [planes, 2], the median NaN where a value is NaN or Inf; from non-negative fp32
+[planes, count], contiguous."""
+
+
+def statistics_of(values: Tensor, faster: Statistics | None = None) -> Tensor:
+    """``Statistics`` by Triton; by ``faster`` where the planes' size makes that worth it."""
+    planes, count = values.shape
+    if faster is not None and FASTER_FROM <= count <= FASTER_UPTO:
+        return faster(values)
+    if count > IN_REGISTERS:
+        return statistics_by_sample(values)
+    statistics = torch.empty((planes, 2), dtype=torch.float32, device=values.device)
+    lanes = max(128, triton.next_power_of_2(count))
+    warps = min(32, max(4, lanes // 256))
+    _statistics[(planes,)](values, statistics, count, N=lanes, num_warps=warps, enable_fp_fusion=False)
+    return statistics
+
+
+def robust_threshold(
+    maps: Tensor,
+    *,
+    mad_scale: float | Tensor,
+    mad_floor: float,
+    blur_sigma: float,
+    z_floor: float,
+    count: bool,
+    faster: Statistics | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Launch on checked arguments, see ``ops.robust_threshold``. maps is fp32; faster: see ``statistics_of``."""
+    maps_count, rows, channels, *sizes = maps.shape
+    flags = torch.empty((rows, *sizes), dtype=torch.int32 if count else torch.bool, device=maps.device)
+    z = torch.empty((rows, *sizes), dtype=torch.float32, device=maps.device)
+    if maps.numel() == 0:
+        return flags, z
+    _, height, width = grid_of(tuple(sizes))
+    locations = z[0].numel()
+    values = blur(maps, weights_on(blur_sigma, maps.device))
+    statistics = statistics_of(values, faster)
+    scale, strides, axes = 0.0, (0, 0, 0, 0), 0
+    if isinstance(mad_scale, Tensor):
+        axes = min(mad_scale.dim(), 2)
+        strides = (mad_scale.stride(0), *(grid_strides(mad_scale, 1) if axes == 2 else (0, 0, 0)))
+    else:
+        scale = float(np.float32(mad_scale * reference.MAD_TO_SIGMA))
+    _flag[(triton.cdiv(locations, BLOCK), rows)](
+        values,
+        statistics,
+        mad_scale if axes else statistics,
+        flags if count else flags.view(torch.uint8),
+        z,
+        scale,
+        float(mad_floor),
+        float(z_floor),
+        height,
+        width,
+        locations,
+        *strides,
+        K=maps_count,
+        C=channels,
+        SCALE_AXES=axes,
+        COUNT=count,
+        UNROLL=maps_count <= UNROLLED,
+        BLOCK=BLOCK,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+    return flags, z
