@@ -4,6 +4,7 @@
 import importlib.util
 import logging
 
+from ascedfast import custom_ops as _custom_ops  # noqa: F401 - registers torch.ops.ascedfast
 from ascedfast._version import __version__
 from ascedfast.config import AscedConfig
 from ascedfast.detect import artifact_mask

@@ -10,12 +10,13 @@ from types import ModuleType
 import torch
 
 BACKENDS = ("auto", "triton", "native", "reference")
-OPS = ("step_dynamics", "robust_threshold", "label_regions", "dilate_mask", "renoise_")
+OPS = ("step_dynamics", "robust_threshold", "label_regions", "dilate_mask", "renoise_", "history_fill_")
 
 _NATIVE_OPS = ("label_regions",)
-_TRITON_OPS = ("renoise_", "step_dynamics")
-_MEASURED_TRITON_OPS: tuple[str, ...] = ()
-"""Those that "auto" takes: the ones whose bits and times were measured on a GPU."""
+_TRITON_OPS = ("dilate_mask", "history_fill_", "label_regions", "renoise_", "robust_threshold", "step_dynamics")
+_BY_ITSELF = ("triton", "native", "reference")
+"""What "auto" tries, in order; labelling is what Triton does worst."""
+_BY_ITSELF_FOR = {"label_regions": ("native", "triton", "reference")}
 
 
 class BackendError(RuntimeError):
@@ -31,16 +32,24 @@ def native() -> ModuleType | ImportError:
         return error
 
 
+def has_cuda() -> bool:
+    """Whether the compiled extension is there and holds the CUDA ops."""
+    return bool(getattr(native(), "has_cuda", False))
+
+
 def why_not(backend: str, op: str, device: torch.device) -> list[str]:
     """Every reason why ``backend`` cannot serve ``op`` on ``device``; empty when it can."""
     causes = []
     if backend == "native":
+        extension = native()
         if op not in _NATIVE_OPS:
             causes.append(f"{op} has no native implementation")
-        elif device.type != "cpu":
-            causes.append(f"native {op} runs on the CPU, the tensor is on {device.type}")
-        if isinstance(native(), ImportError):
-            causes.append(f"the extension ascedfast._C is not installed ({native()}); a C++ compiler builds it")
+        elif device.type not in ("cpu", "cuda"):
+            causes.append(f"native {op} runs on the CPU and on CUDA, the tensor is on {device.type}")
+        elif device.type == "cuda" and not isinstance(extension, ImportError) and not has_cuda():
+            causes.append("the extension ascedfast._C was built without CUDA: nvcc builds it")
+        if isinstance(extension, ImportError):
+            causes.append(f"the extension ascedfast._C is not installed ({extension}); a C++ compiler builds it")
     if backend == "triton":
         if op not in _TRITON_OPS:
             causes.append(f"{op} has no triton kernel yet")
@@ -54,17 +63,24 @@ def why_not(backend: str, op: str, device: torch.device) -> list[str]:
 def why_not_by_itself(backend: str, op: str, device: torch.device) -> list[str]:
     """``why_not``, and why "auto" leaves a backend alone that could serve."""
     causes = why_not(backend, op, device)
-    if not causes and backend == "triton" and op not in _MEASURED_TRITON_OPS:
-        causes.append("not measured on a GPU yet: taken on request only")
+    if not causes and backend == "triton" and device.type != "cuda":
+        causes.append("interpreted kernels are for tests: taken on request only")
     return causes
 
 
 def pick(op: str, device: torch.device, backend: str = "auto") -> str:
     """The backend that serves ``op`` on ``device``. An explicit choice that cannot be met raises BackendError."""
+    return _pick(op, device.type, backend)
+
+
+@functools.cache
+def _pick(op: str, device_type: str, backend: str) -> str:
+    device = torch.device(device_type)
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     if backend == "auto":
-        return next(name for name in ("triton", "native", "reference") if not why_not_by_itself(name, op, device))
+        order = _BY_ITSELF_FOR.get(op, _BY_ITSELF)
+        return next(name for name in order if not why_not_by_itself(name, op, device))
     causes = why_not(backend, op, device)
     if causes:
         raise BackendError(f"backend {backend!r} cannot serve {op}: {'; '.join(causes)}")

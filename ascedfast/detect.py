@@ -15,12 +15,14 @@ class Detection(NamedTuple):
 
     mask: bool [R, *grid], the kept regions before growth. grown: the mask that is corrected.
     z: float32 [R, *grid], the largest robust z of the window. labels: int32 [R, *grid], all regions, also dropped.
+    overflow: bool [R], a row's regions were more tangled than its backend can follow, and nothing was kept.
     """
 
     mask: Tensor
     grown: Tensor
     z: Tensor
     labels: Tensor
+    overflow: Tensor
 
 
 def grey_levels(x0: Tensor) -> Tensor:
@@ -48,12 +50,12 @@ def maps_of(frames: Tensor, config: AscedConfig) -> Tensor:
     return torch.stack([reference.dynamics(new, old, config.channels) for new, old in pairs])[:, :, None]
 
 
-def detect(maps: Tensor, config: AscedConfig, finite: Tensor) -> Detection:
+def detect(maps: Tensor, config: AscedConfig, finite: Tensor | None = None) -> Detection:
     """Threshold the maps of a window and keep the regions that pass the area and width rules.
 
     Args:
         maps: float32 [K, R, C, *grid].
-        finite: bool [R]; a row that saw NaN or Inf gets an empty mask.
+        finite: bool [R]; a row that saw NaN or Inf gets an empty mask. None: the maps themselves tell.
     """
     grid = tuple(maps.shape[3:])
     sizes = config.sizes(grid)
@@ -66,9 +68,10 @@ def detect(maps: Tensor, config: AscedConfig, finite: Tensor) -> Detection:
         z_floor=max(config.mad_floor, unit),
         backend=config.backend,
     )
-    flags = flags & finite.view(-1, *([1] * len(grid)))
+    if finite is not None:
+        flags = flags & finite.view(-1, *([1] * len(grid)))
     connectivity = config.connectivity if len(grid) == 2 else {4: 6, 8: 26}[config.connectivity]
-    labels, mask = ops.label_regions(
+    labels, mask, overflow = ops.label_regions(
         flags,
         connectivity=connectivity,
         min_area=sizes.min_area,
@@ -76,7 +79,8 @@ def detect(maps: Tensor, config: AscedConfig, finite: Tensor) -> Detection:
         core_width=sizes.core_width,
         backend=config.backend,
     )
-    return Detection(mask, ops.dilate_mask(mask, sizes.grow, backend=config.backend), z, labels)
+    grown = ops.dilate_mask(mask, sizes.grow, backend=config.backend)
+    return Detection(mask, grown, z, labels, overflow)
 
 
 def artifact_mask(frames: Tensor, config: AscedConfig | None = None) -> Tensor:

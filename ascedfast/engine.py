@@ -15,13 +15,16 @@ agree. The engine knows tensors and schedules, no sampler:
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ascedfast import _backend, detect, ops
+from ascedfast import _backend
 from ascedfast.config import AscedConfig
+from ascedfast.dlpack import as_tensor
+from ascedfast.lockstep import Lockstep, LockstepPlan, agree
+from ascedfast.mixed_rows import detect_rows, dynamics_of, groups_of, renoise_rows_, signal_of, work_dtype
 from ascedfast.noise import seed_to_int64
 from ascedfast.report import Report, RowReport
 from ascedfast.rows import Row
@@ -38,6 +41,7 @@ class Engine:
         self._next_id = 0
         self._tables: dict[tuple[int, torch.device], Tensor] = {}
         self._last: tuple[tuple[int, ...], Tensor | None] = ((), None)
+        self._lockstep: Lockstep | None = None
         self._warned = False
 
     def add(
@@ -69,6 +73,7 @@ class Engine:
             raise ValueError(f"draw must lie in 0..65535, got {draw}")
         seed_to_int64(seed)
         _backend.check_all(config.backend)
+        self._part()
         plan = plan_run(schedule, config, first)
         if enabled and plan.reason is not None and not self._warned:
             self._warned = True
@@ -80,6 +85,7 @@ class Engine:
 
     def remove(self, row: int) -> RowReport:
         """Take a row out and return its report."""
+        self._part()
         leaving = self._row(row)
         leaving.detach()
         report = leaving.report()
@@ -93,6 +99,7 @@ class Engine:
 
     def set_enabled(self, row: int, enabled: bool) -> None:
         """Switch a row on or off. What was banked before stays; a gap in the window leaves the row alone."""
+        self._part()
         self._row(row).enabled = enabled
 
     @property
@@ -106,10 +113,15 @@ class Engine:
 
     def wants_step(self, rows: Sequence[int] | None = None) -> bool:
         """Whether any of the rows needs ``observe`` for its coming step; otherwise ``skip`` is enough."""
+        if rows is None and self._lockstep is not None:
+            return self._lockstep.wanted
         return any(row.wanted for row in self._select(rows))
 
     def skip(self, rows: Sequence[int] | None = None) -> None:
         """Count a step that nobody watches."""
+        if rows is None and self._lockstep is not None:
+            self._lockstep.skip()
+            return
         for row in self._select(rows):
             row.step += 1
             row.x0 = None
@@ -121,20 +133,27 @@ class Engine:
         """Watch one solver step of some rows: call it with the state the model saw, once a step.
 
         Args:
-            x: [R, C, *grid], the state before the step; m: the (guided) model output that is stepped with, same shape.
+            x: [R, C, *grid], the state before the step, a tensor or an array that speaks DLPack; m: the (guided) model
+                output that is stepped with, same shape.
             rows: the R ids in the order of the batch; default: all, in the order they were added.
             x0: the sampler's own x0_hat where it is not a*x + b*m (dynamic thresholding); replaces m.
         Returns: x0_hat, [R, C, *grid], fp32 (fp64 for fp64 x), owned by the engine until the next step: do not write
             into it. x, m are not modified and not referred to later.
         Raises: ValueError, TypeError; then no row has moved.
         """
+        x = as_tensor(x)
+        m = None if m is None else as_tensor(m, "the model output")
+        x0 = None if x0 is None else as_tensor(x0, "x0")
+        if rows is None and x0 is None and m is not None:
+            lockstep = self._lockstep or self._together(x, m)
+            if lockstep is not None and lockstep.fits(x, m):
+                return lockstep.observe(x, m)
+        self._part()
         batch = self._select(rows)
         if (m is None) == (x0 is None):
             raise TypeError("observe takes either the model output m or x0")
         self._check_batch(x, batch)
         given = m if x0 is None else x0
-        if not isinstance(given, Tensor):
-            raise TypeError(f"the model output must be a tensor, got {type(given).__name__}")
         if given.shape != x.shape:
             raise ValueError(f"the model output must have x's shape {tuple(x.shape)}, got {tuple(given.shape)}")
         if any(row.first + row.step >= len(row.schedule) for row in batch):
@@ -143,12 +162,9 @@ class Engine:
         a, b = self._coefficients(batch, x.device)
         if x0 is not None:
             a, b, m = torch.zeros_like(a), torch.ones_like(b), x0
-        new, d = self._dynamics(batch, x, m, a, b, previous)
-        # Of the inputs too: clipping hides an Inf.
-        finite = (new.isfinite() & x.isfinite() & m.isfinite()).flatten(1).all(1)
-        kept = {
-            mode: self._signal(mode, batch, x, m, new) for mode in {row.config.mode for row in batch if row.watched}
-        }
+        new, d = dynamics_of(batch, x, m, a, b, previous)
+        finite = new.isfinite().flatten(1).all(1)
+        kept = {mode: signal_of(mode, batch, x, m, new) for mode in {row.config.mode for row in batch if row.watched}}
         for i, row in enumerate(batch):
             first_seen = d is None or row.x0 is None  # d of a row without a previous prediction says nothing
             signal = kept.get(row.config.mode)
@@ -167,6 +183,10 @@ class Engine:
         Raises: ValueError, TypeError; then x and the rows are as they were. Gradients cannot pass a correction in
             place: an x that requires them is refused.
         """
+        x = as_tensor(x, write=True)
+        if rows is None and self._lockstep is not None:
+            return self._lockstep.correct_(x)
+        self._part()
         batch = self._select(rows)
         self._check_batch(x, batch)
         if x.requires_grad and any(row.due for row in batch):
@@ -175,51 +195,85 @@ class Engine:
             if row.due and not row.whole:
                 row.plan = Plan(0, 0, "the row was off, or its steps were not observed, for a part of its window")
         due = [row for row in batch if row.due]
-        found = [pair for group in _groups(due) for pair in self._detect(group)]
+        found = [pair for group in groups_of(due) for pair in detect_rows(group)]
         masks = {row.id: detection.grown for row, detection in found if row.config.correct}
-        mask = self._renoise(x, batch, masks) if masks else None
+        mask = renoise_rows_(x, batch, masks) if masks else None
         for row, detection in found:  # last: a failure above leaves the rows as they were
             row.detection = detection
             row.bank.clear()
         return mask
 
-    @staticmethod
-    def _renoise(x: Tensor, batch: list[Row], masks: dict[int, Tensor]) -> Tensor:
-        """Correct x in place inside the masks, by row id; the mask of the whole batch, bool [R, 1, *grid]."""
-        empty = torch.zeros(x.shape[2:], dtype=torch.bool, device=x.device)
-        mask = torch.stack([masks.get(row.id, empty) for row in batch])
-        levels = [row.schedule.after[row.first + row.step - 1] for row in batch]
-
-        def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=x.device)
-
-        x0_noise = [row.config.x0_noise for row in batch]
-        backends = {row.config.backend for row in batch if row.id in masks}
-        ops.renoise_(
-            x,
-            mask,
-            torch.stack([x[i].to(_work_dtype(x)) if row.x0 is None else row.x0 for i, row in enumerate(batch)]),
-            column([alpha for alpha, _ in levels], torch.float32),
-            column([sigma for _, sigma in levels], torch.float32),
-            seeds=column([seed_to_int64(row.seed) for row in batch], torch.int64),
-            steps=column([row.step for row in batch], torch.int64),
-            draws=column([row.draw for row in batch], torch.int64),
-            x0_noise=column(x0_noise, torch.float32) if any(x0_noise) else None,
-            backend=backends.pop() if len(backends) == 1 else "auto",
-        )
-        return mask[:, None]
-
     @property
     def report(self) -> Report:
         """What happened to every row so far. Reads nothing back from the device until it is asked for values."""
+        self._settle()
         return Report([row.report() for row in self._rows.values()])
 
+    def lockstep(self, x: Tensor, make: Callable[[list[Row]], LockstepPlan | None]) -> Lockstep | None:
+        """Run all rows as one from the coming step on, with the plan that ``make`` gives. None where they cannot, or
+        it gives none.
+
+        While it lasts, a call that names rows, adds or removes one ends it; the rows go on one by one.
+        """
+        rows = list(self._rows.values())
+        if not agree(rows) or x.dtype == torch.float64:
+            return None
+        if _backend.pick("step_dynamics", x.device, rows[0].config.backend) != "triton":
+            return None
+        plan = make(rows)
+        self._lockstep = None if plan is None else Lockstep(rows, plan, x)
+        return self._lockstep
+
+    @torch.no_grad()
+    def warm_up(self, x: Tensor, m: Tensor) -> None:
+        """Allocate and compile everything that the coming run will use, before a CUDA graph is captured of it.
+
+        Args: x, m: like the states and model outputs of the run (shape, strides, type, device); not modified.
+        Raises: ValueError where the rows cannot run as one (they differ, or no kernel serves them).
+        """
+        lockstep = self._lockstep or self._together(x, m)
+        if lockstep is None:
+            raise ValueError("these rows differ, or no Triton kernel serves them: their loop cannot be captured")
+        lockstep.warm_up(x, m)
+
+    def reseed(self, seeds: Sequence[int]) -> None:
+        """New seeds, one a row in the order they were added; a captured graph takes them at its next replay."""
+        if len(seeds) != len(self._rows):
+            raise ValueError(f"{len(seeds)} seeds were given for {len(self._rows)} rows: give one a row")
+        for seed in seeds:
+            seed_to_int64(seed)
+        for row, seed in zip(self._rows.values(), seeds, strict=True):
+            row.seed = seed
+        if self._lockstep is not None:
+            self._lockstep.reseed()
+
+    def _together(self, x: Tensor, m: Tensor) -> Lockstep | None:
+        rows = list(self._rows.values())
+        if not agree(rows):
+            return None
+        self._check_batch(x, rows)
+        if m.shape != x.shape or not m.is_floating_point() or m.dtype == torch.float64:
+            return None
+        return self.lockstep(x, lambda rows: LockstepPlan(rows[0], len(rows), x, m, lambda t: t))
+
+    def _settle(self) -> None:
+        if self._lockstep is not None:
+            self._lockstep.settle()
+
+    def _part(self) -> None:
+        """The rows go on one by one."""
+        if self._lockstep is not None:
+            self._lockstep.settle()
+            self._lockstep = None
+
     def _row(self, row: int) -> Row:
+        self._settle()
         if row not in self._rows:
             raise ValueError(f"no row {row}; the rows are {list(self._rows)}")
         return self._rows[row]
 
     def _select(self, rows: Sequence[int] | None) -> list[Row]:
+        self._settle()
         if rows is None:
             return list(self._rows.values())
         if len(set(rows)) != len(rows):
@@ -227,8 +281,6 @@ class Engine:
         return [self._row(row) for row in rows]
 
     def _check_batch(self, x: Tensor, batch: list[Row]) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a tensor, got {type(x).__name__}")
         if x.dim() not in (4, 5) or x.shape[0] != len(batch):
             raise ValueError(f"x must be [{len(batch)}, C, H, W] for these {len(batch)} rows, got {tuple(x.shape)}")
         if not x.is_floating_point():
@@ -248,26 +300,8 @@ class Engine:
             return None
         if all(known) and self._last[0] == tuple(row.id for row in batch):
             return self._last[1]
-        blank = torch.zeros(x.shape[1:], dtype=_work_dtype(x), device=x.device)
+        blank = torch.zeros(x.shape[1:], dtype=work_dtype(x), device=x.device)
         return torch.stack([blank if row.x0 is None else row.x0 for row in batch])
-
-    @staticmethod
-    def _dynamics(
-        batch: list[Row], x: Tensor, m: Tensor, a: Tensor, b: Tensor, previous: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """ops.step_dynamics: once where all rows share its settings, the usual case, else row by row."""
-        shared = {(row.schedule.clip, row.config.channels, row.config.backend) for row in batch}
-        if len(shared) <= 1:
-            clip, reduce, backend = shared.pop() if shared else (None, "mean", "auto")
-            return ops.step_dynamics(x, m, a, b, previous, clip=clip, reduce=reduce, backend=backend)
-        parts = []
-        for i, row in enumerate(batch):
-            one = slice(i, i + 1)
-            old = None if previous is None else previous[one]
-            settings = {"clip": row.schedule.clip, "reduce": row.config.channels, "backend": row.config.backend}
-            parts.append(ops.step_dynamics(x[one], m[one], a[one], b[one], old, **settings))
-        d = None if previous is None else torch.cat([part[1] for part in parts])
-        return torch.cat([part[0] for part in parts]), d
 
     def _coefficients(self, batch: list[Row], device: torch.device) -> tuple[Tensor, Tensor]:
         entries = []
@@ -278,40 +312,6 @@ class Engine:
             entries.append(self._tables[key][row.first + row.step])
         pairs = torch.stack(entries) if entries else torch.zeros(0, 2, device=device)
         return pairs[:, 0], pairs[:, 1]
-
-    @staticmethod
-    def _signal(mode: str, batch: list[Row], x: Tensor, m: Tensor, x0: Tensor) -> Tensor | None:
-        """What a mode banks of a step for the whole batch; None for "fast", which banks the dynamics themselves."""
-        if mode == "official":
-            return detect.grey_levels(x0)
-        if mode != "paper":
-            return None
-        levels = [row.schedule.before[row.first + row.step] for row in batch]
-        if any(row.schedule.clip is not None for row in batch):  # the score is the model's, before any clipping
-            pairs = torch.tensor([(level.a, level.b) for level in levels], dtype=torch.float32, device=x.device)
-            x0, _ = ops.step_dynamics(x, m, *pairs.unbind(1))
-        alphas = [level.alpha for level in levels]
-        return detect.weighted_score(x, x0, torch.tensor(alphas, dtype=x0.dtype, device=x0.device))
-
-    @staticmethod
-    def _detect(group: list[Row]) -> list[tuple[Row, detect.Detection]]:
-        """Detect in rows that share a configuration and a plan; changes none of them."""
-        config = group[0].config
-        frames = torch.stack([torch.stack(row.bank) for row in group], 1)
-        maps = frames[:, :, None].float() if config.mode == "fast" else detect.maps_of(frames, config).float()
-        found = detect.detect(maps, config, torch.stack([row.finite for row in group]))
-        return [(row, detect.Detection(*(part[i] for part in found))) for i, row in enumerate(group)]
-
-
-def _work_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _groups(rows: list[Row]) -> list[list[Row]]:
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.config, row.plan), []).append(row)
-    return list(groups.values())
 
 
 def begin(

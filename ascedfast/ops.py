@@ -6,10 +6,13 @@ One function an op; its truth is the function of the same name in ``reference``.
 row do not depend on the other rows.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ascedfast import _backend, reference
+from ascedfast import _backend, _native_cuda, reference
+from ascedfast.device_guard import on_device_of
 from ascedfast.noise import Purpose
 
 
@@ -18,15 +21,15 @@ def _check(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_states(x: Tensor, *others: tuple[str, Tensor]) -> None:
+def _check_states(x: Tensor, *others: tuple[str, Tensor], name: str = "x") -> None:
     if not x.is_floating_point():
-        raise TypeError(f"x must be of a float dtype, got {x.dtype}")
-    _check(x.dim() in (4, 5), f"x must be [R, C, H, W] or [R, C, D, H, W], got {tuple(x.shape)}")
-    for name, other in others:
-        _check(other.shape == x.shape, f"{name} must have x's shape {tuple(x.shape)}, got {tuple(other.shape)}")
-        _check(other.device == x.device, f"{name} is on {other.device}, x on {x.device}")
+        raise TypeError(f"{name} must be of a float dtype, got {x.dtype}")
+    _check(x.dim() in (4, 5), f"{name} must be [R, C, H, W] or [R, C, D, H, W], got {tuple(x.shape)}")
+    for label, other in others:
+        _check(other.shape == x.shape, f"{label} must have {name}'s shape {tuple(x.shape)}, got {tuple(other.shape)}")
+        _check(other.device == x.device, f"{label} is on {other.device}, {name} on {x.device}")
         if not other.is_floating_point():
-            raise TypeError(f"{name} must be of a float dtype, got {other.dtype}")
+            raise TypeError(f"{label} must be of a float dtype, got {other.dtype}")
 
 
 def _check_mask(mask: Tensor) -> None:
@@ -38,6 +41,14 @@ def _check_mask(mask: Tensor) -> None:
 def _check_fp32(backend: str, *tensors: Tensor) -> None:
     if any(tensor.dtype == torch.float64 for tensor in tensors):
         raise _backend.BackendError(f"backend {backend!r} computes in float32; float64 needs backend='reference'")
+
+
+def _check_scale(mad_scale: Tensor, maps: Tensor) -> None:
+    if mad_scale.dtype != torch.float32:
+        raise TypeError(f"a mad_scale tensor must be float32, got {mad_scale.dtype}")
+    shapes = ((maps.shape[1],), (maps.shape[1], *maps.shape[3:]))
+    _check(tuple(mad_scale.shape) in shapes, f"mad_scale must be one of {shapes}, got {tuple(mad_scale.shape)}")
+    _check(mad_scale.device == maps.device, f"mad_scale is on {mad_scale.device}, maps on {maps.device}")
 
 
 def step_dynamics(
@@ -62,45 +73,73 @@ def step_dynamics(
     Returns: x0_hat [R, C, *grid] and d [R, *grid] (None without x0_prev), fp32 (fp64 for fp64 x).
     Error of x0_hat in fp32: at most 4*eps*(|a*x| + |b*m|). Raises: ValueError, TypeError.
     """
+    if torch.compiler.is_compiling():
+        x0, d = torch.ops.ascedfast.step_dynamics(x, m, a, b, x0_prev, clip, reduce, backend)
+        return x0, None if x0_prev is None else d
     _check_states(x, ("m", m), *([("x0_prev", x0_prev)] if x0_prev is not None else []))
     _check(reduce in ("mean", "max"), f"reduce must be 'mean' or 'max', got {reduce!r}")
     if _backend.pick("step_dynamics", x.device, backend) == "triton":
         from ascedfast.kernels import step_dynamics as kernel
 
         _check_fp32(backend, x, m, *([x0_prev] if x0_prev is not None else []))
-        return kernel.step_dynamics(x, m, a, b, x0_prev, clip, reduce)
+        with on_device_of(x):
+            return kernel.step_dynamics(x, m, a, b, x0_prev, clip, reduce)[:2]
     return reference.step_dynamics(x, m, a, b, x0_prev, clip, reduce)
 
 
 def robust_threshold(
     maps: Tensor,
     *,
-    mad_scale: float,
+    mad_scale: float | Tensor,
     mad_floor: float,
     blur_sigma: float,
     z_floor: float,
+    count: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Locations above median + mad_scale*1.4826*max(MAD, mad_floor) in any map of the window, after smoothing.
 
     Args:
-        maps: non-negative fp32 [K, R, C, *grid], K >= 1; statistics pool C and the grid of one map of one row.
+        maps: non-negative fp32 [K, R, C, *grid], K >= 1, any strides; statistics pool C and the grid of one map of one
+            row. The sign is dropped. fp64 is computed by the reference alone.
+        mad_scale: a float, or a tensor on maps' device, float32 [R] (one a row) or [R, *grid] (a plane of thresholds);
+            0 or more, unchecked in a tensor. Order of the product: mad_scale*1.4826 (a float: in float64, rounded
+            once to fp32; a tensor: the rounded product of two fp32 factors), times the MAD, plus the median.
         blur_sigma: Gaussian smoothing in locations along the grid (and the channels where C > 1); 0: none.
         z_floor: lower bound (> 0) of the MAD in the returned z. mad_floor, z_floor: units of maps.
-    Returns: flags bool [R, *grid]; z fp32 [R, *grid], the largest (value - median) / (1.4826*MAD) over the window.
-    Source: the released detector of arXiv 2503.16218. Raises: ValueError, TypeError.
+        count: return in how many maps a location is above, instead of whether it is in any.
+        backend: "auto" on CUDA takes the medians of planes of more than 64x64 and up to 512x512 values from the
+            extension, if that holds CUDA, and the rest from Triton; "triton" is Triton alone. The bits are the same.
+    Returns: flags bool [R, *grid] (count: int32); z fp32 [R, *grid], the largest (value - median) / (1.4826*MAD) over
+        the window. A row with NaN or Inf in any of its maps has no flag (0), and its z is NaN everywhere.
+    Source: the released detector of arXiv 2503.16218. Raises: ValueError, TypeError, BackendError.
     """
+    if torch.compiler.is_compiling():
+        scale, scales = (0.0, mad_scale) if isinstance(mad_scale, Tensor) else (mad_scale, None)
+        rest = (mad_floor, blur_sigma, z_floor, count, backend)
+        return torch.ops.ascedfast.robust_threshold(maps, scale, scales, *rest)
     if maps.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"maps must be float32 or float64, got {maps.dtype}")
     _check(maps.dim() in (5, 6), f"maps must be [K, R, C, H, W] or [K, R, C, D, H, W], got {tuple(maps.shape)}")
     _check(maps.shape[0] >= 1, "maps holds no map: K must be at least 1")
     _check(maps[0, :1].numel() > 0 or maps.shape[1] == 0, f"maps has an empty axis: {tuple(maps.shape)}")
     _check(z_floor > 0, f"z_floor must be above 0, got {z_floor}")
-    _check(min(mad_scale, mad_floor, blur_sigma) >= 0, "mad_scale, mad_floor and blur_sigma must be 0 or more")
-    _backend.pick("robust_threshold", maps.device, backend)
-    return reference.robust_threshold(
-        maps, mad_scale=mad_scale, mad_floor=mad_floor, blur_sigma=blur_sigma, z_floor=z_floor
-    )
+    if isinstance(mad_scale, Tensor):
+        _check_scale(mad_scale, maps)
+    else:
+        _check(mad_scale >= 0, f"mad_scale must be 0 or more, got {mad_scale}")
+    _check(min(mad_floor, blur_sigma) >= 0, "mad_floor and blur_sigma must be 0 or more")
+    settings = {"mad_scale": mad_scale, "mad_floor": mad_floor, "blur_sigma": blur_sigma, "z_floor": z_floor}
+    if _backend.pick("robust_threshold", maps.device, backend) == "triton":
+        from ascedfast.kernels import robust_threshold as kernel
+
+        if backend != "auto":
+            _check_fp32(backend, maps)
+        if maps.dtype == torch.float32:
+            faster = _native_cuda.medians if backend == "auto" and _backend.has_cuda() else None
+            with on_device_of(maps):
+                return kernel.robust_threshold(maps, **settings, count=count, faster=faster)
+    return reference.robust_threshold(maps, **settings, count=count)
 
 
 def label_regions(
@@ -111,8 +150,8 @@ def label_regions(
     max_area: float = float("inf"),
     core_width: int = 1,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """Connected regions of each row, and which of them are kept.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Connected regions of each row, which of them are kept, and whether a row overflowed.
 
     Args:
         mask: bool [R, H, W] or [R, D, H, W], any strides.
@@ -120,20 +159,35 @@ def label_regions(
         min_area, max_area: kept where min_area < locations < max_area, both strict.
         core_width: and where the region holds a full core_width x core_width block of one (H, W) plane.
     Returns: labels int32 (0 ground; regions 1.. of each row in raster order of their first location, dropped ones
-        too) and kept bool, both of mask's shape. Equal to scipy.ndimage.label. Raises: ValueError, TypeError.
+        too) and kept bool, both of mask's shape. Equal to scipy.ndimage.label.
+        overflow bool [R], on mask's device: the row needs more rounds than the triton kernel does (see its bound);
+        nothing of it is kept then, and its labels may split a region. False from every other backend.
+    Raises: ValueError, TypeError.
     """
+    if torch.compiler.is_compiling():
+        rules = (connectivity, float(min_area), float(max_area), core_width)
+        return torch.ops.ascedfast.label_regions(mask, *rules, backend)
     _check_mask(mask)
     allowed = (4, 8) if mask.dim() == 3 else (6, 26)
     _check(connectivity in allowed, f"connectivity of a {mask.dim() - 1}D grid must be in {allowed}: {connectivity}")
     _check(core_width >= 1, f"core_width must be at least 1, got {core_width}")
     _check(max_area > min_area >= 0, f"0 <= min_area < max_area must hold, got {min_area} and {max_area}")
-    if _backend.pick("label_regions", mask.device, backend) == "reference":
-        return reference.label_regions(
-            mask, connectivity=connectivity, min_area=min_area, max_area=max_area, core_width=core_width
-        )
+    rules = {"connectivity": connectivity, "min_area": min_area, "max_area": max_area, "core_width": core_width}
+    picked = _backend.pick("label_regions", mask.device, backend)
+    if picked == "triton":
+        from ascedfast.kernels import label_regions as kernel
+
+        with on_device_of(mask):
+            return kernel.label_regions(mask, **rules)
+    if picked == "reference":
+        return reference.label_regions(mask, **rules)
+    planes = mask if mask.dim() == 4 else mask[:, None]
+    if mask.device.type == "cuda":
+        labels, kept, overflow = _native_cuda.label_regions(planes, connectivity, min_area, max_area, core_width)
+        return labels.view(mask.shape), kept.view(mask.shape), overflow
+    overflow = torch.zeros(mask.shape[0], dtype=torch.bool)
     labels = torch.empty(mask.shape, dtype=torch.int32)
     kept = torch.empty(mask.shape, dtype=torch.bool)
-    planes = mask if mask.dim() == 4 else mask[:, None]
     _backend.native().label_regions(
         planes.data_ptr(),
         tuple(planes.stride()),
@@ -145,17 +199,24 @@ def label_regions(
         float(max_area),
         core_width,
     )
-    return labels, kept
+    return labels, kept, overflow
 
 
 def dilate_mask(mask: Tensor, radius: int, *, backend: str = "auto") -> Tensor:
     """Grow a mask by ``radius`` locations in the (H, W) plane, a square of side 2*radius + 1 (Chebyshev distance).
 
-    Args: mask: bool [R, H, W] or [R, D, H, W]. Returns: a new mask of the same shape. Raises: ValueError, TypeError.
+    Args: mask: bool [R, H, W] or [R, D, H, W], any strides. Returns: a new, contiguous mask of the same shape.
+    Raises: ValueError, TypeError, BackendError.
     """
+    if torch.compiler.is_compiling():
+        return torch.ops.ascedfast.dilate_mask(mask, radius, backend)
     _check_mask(mask)
     _check(radius >= 0, f"radius must be 0 or more, got {radius}")
-    _backend.pick("dilate_mask", mask.device, backend)
+    if _backend.pick("dilate_mask", mask.device, backend) == "triton":
+        from ascedfast.kernels import dilate_mask as kernel
+
+        with on_device_of(mask):
+            return kernel.dilate_mask(mask, radius)
     return reference.dilate_mask(mask, radius)
 
 
@@ -181,6 +242,9 @@ def renoise_(
     Returns: x. Source: arXiv 2503.16218, Eq. 6, noise added to x0 as in the released code. Raises: ValueError,
         TypeError.
     """
+    if torch.compiler.is_compiling():
+        torch.ops.ascedfast.renoise_(x, mask, x0, alpha, sigma, seeds, steps, draws, x0_noise, backend)
+        return x
     _check_states(x, ("x0", x0))
     _check_mask(mask)
     expected = (x.shape[0], *x.shape[2:])
@@ -191,6 +255,41 @@ def renoise_(
         _check_fp32(backend, x, x0)
         purposes = (int(Purpose.RENOISE), int(Purpose.PERTURB_X0))
         noise = {"seeds": seeds, "steps": steps, "draws": draws, "x0_noise": x0_noise}
-        return kernel.renoise_(x, mask, x0, alpha, sigma, **noise, purposes=purposes)
+        with on_device_of(x):
+            return kernel.renoise_(x, mask, x0, alpha, sigma, **noise, purposes=purposes)
     corrected = reference.renoise(x, mask, x0, alpha, sigma, seeds=seeds, steps=steps, draws=draws, x0_noise=x0_noise)
     return x.copy_(corrected)
+
+
+def history_fill_(entries: Sequence[Tensor], mask: Tensor, current: Tensor, *, backend: str = "auto") -> None:
+    """In place: every entry = current inside the mask. Outside it every bit stays, NaN payloads too.
+
+    What a multistep solver remembers, after its state was corrected inside the mask: filled with the current step's
+    own value there, it says that the sample has always been on the new trajectory; elsewhere nothing changes.
+
+    Args:
+        entries: at most three tensors [R, C, *grid], fp32, bf16, fp16 or fp64, any strides, modified. They are the
+            caller's to write: none may share memory with a tensor that others read, or with ``current`` in part.
+        mask: bool [R, *grid]; current: [R, C, *grid], any of these dtypes, converted to each entry's.
+    Raises: ValueError, TypeError, BackendError; then no entry has changed.
+    """
+    if torch.compiler.is_compiling():
+        torch.ops.ascedfast.history_fill_(list(entries), mask, current, backend)
+        return
+    _check(len(entries) <= 3, f"a solver keeps at most 3 tensors, got {len(entries)} entries")
+    _check_states(current, *((f"entries[{i}]", entry) for i, entry in enumerate(entries)), name="current")
+    _check_mask(mask)
+    expected = (current.shape[0], *current.shape[2:])
+    _check(tuple(mask.shape) == expected, f"mask must be {expected}, got {tuple(mask.shape)}")
+    _check(mask.device == current.device, f"mask is on {mask.device}, current on {current.device}")
+    picked = _backend.pick("history_fill_", current.device, backend)
+    if not entries:
+        return
+    if picked == "triton":
+        from ascedfast.kernels import history_fill as kernel
+
+        with on_device_of(current):
+            kernel.history_fill_(entries, mask, current)
+        return
+    for entry, filled in zip(entries, reference.history_fill(entries, mask, current), strict=True):
+        entry.copy_(filled)

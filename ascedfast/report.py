@@ -86,6 +86,8 @@ class RowReport:
             return "not finite"
         if self.detection is None:
             return "pending" if self.executed <= self.plan.t_c else "unavailable"
+        if bool(self.detection.overflow):
+            return "unavailable"
         if not bool(self.detection.mask.any()):
             return "clean"
         return "corrected" if self.config.correct else "observed"
@@ -93,9 +95,12 @@ class RowReport:
     @property
     def reason(self) -> str | None:
         """Why there is no severity, in words; None where there is one."""
+        why = self.plan.reason or "the row was off when its T_c came, or was not corrected then"
+        if self.detection is not None and bool(self.detection.overflow):
+            why = "its regions are beyond the bound of the Triton labelling: build the CUDA extension"
         return {
             "off": "switched off",
-            "unavailable": self.plan.reason or "the row was off when its T_c came, or was not corrected then",
+            "unavailable": why,
             "not finite": "a prediction held NaN or Inf",
             "pending": f"{self.executed} of the {self.plan.t_c} steps before the correction were run",
         }.get(self.status)

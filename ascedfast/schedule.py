@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What is known of a run before its first step: the noise levels, and when to watch and to correct."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,13 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.before)
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.before, self.after, self.clip, self.linear_beta))
+
     def x0_hat(self, step: int, x: Tensor, m: Tensor) -> Tensor:
         """The clean sample that the model output m of ``step`` predicts from x, in x's dtype."""
         x0 = self.before[step].a * x + self.before[step].b * m
@@ -85,6 +93,7 @@ class Plan:
     reason: str | None = None
 
 
+@functools.lru_cache(maxsize=64)
 def plan_run(schedule: Schedule, config: AscedConfig, first: int = 0) -> Plan:
     """When to watch and when to correct.
 

@@ -50,8 +50,8 @@ OBSERVE = {
     "broadcast shape": (ValueError, "shape", lambda: (X, X[:, :1])),
     "more output rows": (ValueError, "shape", lambda: (X, torch.zeros(4, *SHAPE[1:]))),
     "other device": (ValueError, "meta", lambda: (X, X.to("meta"))),
-    "numpy": (TypeError, "tensor", lambda: (X.numpy(), X.numpy())),
-    "numpy output": (TypeError, "tensor", lambda: (X, X.numpy())),
+    "list": (TypeError, "tensor", lambda: (X.tolist(), X.tolist())),
+    "list output": (TypeError, "tensor", lambda: (X, X.tolist())),
     "no output": (TypeError, "either", lambda: (X,)),
     "empty grid": (ValueError, "empty axis", lambda: (X[..., :0], X[..., :0])),
     "no channels": (ValueError, "empty axis", lambda: (X[:, :0], X[:, :0])),
@@ -102,7 +102,7 @@ CORRECT = {
     "rows": (ValueError, lambda x: x[:1]),
     "dtype": (TypeError, lambda x: x.long()),
     "device": (ValueError, lambda x: x.to("meta")),
-    "numpy": (TypeError, lambda x: x.numpy()),
+    "list": (TypeError, lambda x: x.tolist()),
     "grid": (ValueError, lambda x: x[..., 1:]),
 }
 

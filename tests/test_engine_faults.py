@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import ascedfast
-from ascedfast import AscedConfig, Schedule, ops, process
+from ascedfast import AscedConfig, Schedule, _backend, ops, process
 from ascedfast._backend import BackendError
 
 STEPS, T_C, SIDE = 12, 6, 32
@@ -51,7 +51,8 @@ def test_a_failing_write_can_be_tried_again(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["native", "triton"])
-def test_a_backend_that_cannot_serve_a_run_is_refused_at_once(backend):
+def test_a_backend_that_cannot_serve_a_run_is_refused_at_once(backend, monkeypatch):
+    monkeypatch.setattr(_backend, "_TRITON_OPS", ("renoise_",))
     engine = ascedfast.Engine()
     with pytest.raises(BackendError, match="whole run"):
         engine.add(schedule(), AscedConfig.fast(backend=backend), seed=1)
@@ -149,3 +150,24 @@ def test_regions_of_many():
         assert region.severity == pytest.approx(float(row.z[inside].double().sum()) / SIDE**2)
         assert region.kept == bool(row.mask[inside].all())
     assert sum(region.severity for region in row.regions if region.kept) == pytest.approx(row.severity)
+
+
+def test_regions_beyond_the_bound_are_told(monkeypatch):
+    real = ops.label_regions
+
+    def tangled(mask, **rules):
+        labels, kept, overflow = real(mask, **rules)
+        overflow[0] = True
+        kept[0] = False
+        return labels, kept, overflow
+
+    monkeypatch.setattr(ops, "label_regions", tangled)
+    run = ascedfast.begin(schedule(), AscedConfig.fast(**CONFIG), seeds=[1, 2])
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, SIDE, SIDE, generator=g)
+    for _ in range(T_C):
+        run.observe(x, torch.randn(2, 3, SIDE, SIDE, generator=g))
+        run.correct_(x)
+    assert run.report[0].status == run.report[0].severity == "unavailable"
+    assert "bound" in run.report[0].reason
+    assert run.report[1].status == "corrected"

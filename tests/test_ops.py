@@ -55,15 +55,12 @@ def test_step_dynamics_of_the_first_step():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_step_dynamics_keeps_what_is_not_finite(value):
+def test_step_dynamics_marks_what_is_not_finite(value):
     x, m, old = (randn((2, 3, 4, 4), seed) for seed in range(3))
     m[0, 1, 2, 2] = value
     x0, d = ops.step_dynamics(x, m, torch.ones(2), torch.ones(2), old, clip=1.0)
-    if np.isnan(value):
-        assert x0[0, 1, 2, 2].isnan()
-        assert d[0, 2, 2].isnan()
-    else:
-        assert x0[0, 1, 2, 2] == 1.0
+    assert x0[0, 1, 2, 2].isnan()
+    assert d[0, 2, 2].isnan()
     assert x0.isfinite().sum() >= x0.numel() - 1
     assert d[1].isfinite().all()
     free, _ = ops.step_dynamics(x, m, torch.ones(2), torch.ones(2))
@@ -126,8 +123,8 @@ def test_robust_threshold_with_nan_in_a_row(sigma):
     flags, z = ops.robust_threshold(maps, **settings)
     assert torch.equal(flags[1:], alone[0])
     assert torch.equal(z[1:], alone[1])
-    others = ops.robust_threshold(maps[[0, 2], :1], **settings)[0]
-    assert torch.equal(flags[:1], others)  # that map flags nothing
+    assert not flags[0].any()
+    assert z[0].isnan().all()
 
 
 @given(

@@ -56,6 +56,22 @@ class Handle:
         ``on_x0`` or ``AscedConfig(record="run")`` there is one at every step."""
         return self._run.x0
 
+    def warm_up(self, sample: Tensor, model_output: Tensor | None = None) -> None:
+        """Allocate, compile and check all that the coming run needs: once before a CUDA graph is captured of it.
+
+        Call it after ``set_timesteps``; the captured loop then makes the run's first step. Replays correct with the
+        seeds of ``reseed``; ``report`` tells of the last replay.
+
+        Args: sample, model_output: like those of the run (shape, strides, type, device); not modified. Default: the
+            model output is like the sample.
+        Raises: ValueError where the run cannot be captured.
+        """
+        self._run.warm_up(self.scheduler, sample, sample.clone() if model_output is None else model_output)
+
+    def reseed(self, seeds: Sequence[int]) -> None:
+        """New seeds for the corrections of the run under way or captured, one a sample."""
+        self._run.reseed(seeds)
+
     def disable(self) -> None:
         """``disable_asced(target)``, and the scheduler that was enabled where the pipeline has another one by now."""
         disable_asced(self.target)
@@ -177,7 +193,7 @@ def _scheduler_class(base: type) -> type:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = base.set_timesteps(self, *args, **kwargs)
         if class_swap.STATE in self.__dict__:
-            self.__dict__[class_swap.STATE].new_timesteps()
+            self.__dict__[class_swap.STATE].new_timesteps(self, base.set_timesteps, args, kwargs)
         return result
 
     return class_swap.make_subclass(base, {"step": step, "set_timesteps": set_timesteps}, _swap_scheduler)

@@ -13,9 +13,13 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEuler
 from torch import Tensor
 
 from ascedfast.adapters import layout
-from ascedfast.adapters.schedules import schedule_of, supported_base
+from ascedfast.adapters.fused import FusedSteps, fused_steps
+from ascedfast.adapters.host_copy import HostCopy, on_host
+from ascedfast.adapters.known_runs import KnownRuns
+from ascedfast.adapters.schedules import supported_base
 from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
+from ascedfast.lockstep import WARM_UP
 from ascedfast.report import Report
 
 logger = logging.getLogger("ascedfast")
@@ -40,7 +44,9 @@ class SchedulerRun:
         self.within_pipeline = within_pipeline
         self.leave_pipeline()
         self._warned = False
-        self.x0: Tensor | None = None
+        self._x0: Tensor | None = None
+        self._host: HostCopy | None = None
+        self._known = KnownRuns()
         self._engine: Engine | None = None
         self._reset()
 
@@ -48,6 +54,7 @@ class SchedulerRun:
         self._shape: torch.Size | None = None
         self._index = -1
         self._edited: Tensor | None = None
+        self._fused: FusedSteps | None = None
 
     def fresh(self) -> "SchedulerRun":
         """The same settings without a run: what a copy of the scheduler starts with. The callback stays behind, since
@@ -64,12 +71,18 @@ class SchedulerRun:
         rows = [] if self._engine is None else self._engine.report.rows
         return Report(rows, None if self._engine is None else self._layout.image_size)
 
-    def new_timesteps(self) -> None:
+    def new_timesteps(self, scheduler: Any, stock: Callable, args: tuple, kwargs: dict) -> None:
         """``set_timesteps`` was called: the next step begins a run. The last report stays until then."""
         self._reset()
+        self._host = HostCopy(scheduler, stock, args, kwargs)
 
     def step(self, scheduler: Any, stock: Callable, args: tuple, kwargs: dict) -> Any:
-        """Run the stock step, watch it, and correct what it returns when T_c has come."""
+        """Run the step, watch it, and correct what it returns when T_c has come."""
+        fused = self._fused
+        if fused is not None and len(args) == 3 and self.context is not None:
+            out = fused.step(scheduler, *args, kwargs)
+            if out is not None:
+                return out
         call = dict(zip(_parameters(stock), args, strict=False)) | kwargs
         if not {"model_output", "timestep", "sample"} <= call.keys():
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
@@ -83,34 +96,88 @@ class SchedulerRun:
                     "loop of your own, enable it on the scheduler"
                 )
             return stock(scheduler, *args, **kwargs)
-        m, timestep, x = call["model_output"], call["timestep"], call["sample"]
+        rest = dict(call)
+        if self._shape is None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(WARM_UP)
+        m, timestep, x = (rest.pop(name) for name in ("model_output", "timestep", "sample"))
         try:
             index = self._index_of(scheduler, timestep)
         except IndexError:  # not a timestep of this run
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
-        if self._shape != x.shape or index != self._index + 1:
+        if self._shape != x.shape or index != self._last_index + 1:
             self._begin(scheduler, index, x, call.get("generator"))
+            self._fuse(scheduler, index, m, x)
+        if self._fused is not None:
+            out = self._fused.step(scheduler, m, timestep, x, rest)
+            if out is not None:
+                return out
+            # The stock's steps from here on.
+            self._x0, self._edited, self._index, self._fused = self.x0, self._fused.edited, self._last_index, None
         if self._edited is not None:
-            _fill_history(scheduler, m, x, self._edited)
+            _fill_history(scheduler, m, x, self._as_latents(self._edited))
             self._edited = None
         out = stock(scheduler, *args, **kwargs)
         self._index = index
         self._watch(scheduler, call, out)
         previous = out[0] if isinstance(out, tuple) else out.prev_sample
-        mask = self._engine.correct_(self._layout.view(previous))
-        if mask is not None:
-            self._edited = mask if x.dim() == 4 else mask.flatten(2).transpose(1, 2)
+        self._edited = self._engine.correct_(self._layout.view(previous))
         return out
+
+    def _fuse(self, scheduler: Any, index: int, m: Any, x: Tensor) -> None:
+        """Let the run's steps be done by one launch each, where that gives the stock's bits."""
+        if self.on_x0 or not isinstance(m, Tensor):
+            return
+        view = self._layout.view
+        self._fused = fused_steps(scheduler, self._levels, self._known, self._engine, index, x, m, view)
+        if self._fused is not None and getattr(scheduler, "step_index", 0) is None:
+            scheduler._step_index = index  # as the stock step would set it
+
+    def warm_up(self, scheduler: Any, x: Tensor, m: Tensor) -> None:
+        """Begin the run that ``set_timesteps`` has set up, compile and check all that it needs, and rewind."""
+        index = scheduler.begin_index if getattr(scheduler, "begin_index", None) is not None else 0
+        if self.context is None:
+            self.context = layout.PipelineContext()
+        self._begin(scheduler, index, x, None)
+        self._index = index - 1
+        self._fuse(scheduler, index, m, x)
+        if self._fused is not None:
+            self._fused.lockstep.warm_up(x, m)
+            return
+        view = self._layout.view
+        self._engine.warm_up(view(x), view(m))
+
+    def reseed(self, seeds: Sequence[int]) -> None:
+        """New seeds for the rows of the run."""
+        if self._engine is None:
+            raise ValueError("no run has begun; give the seeds to enable_asced")
+        self._engine.reseed(seeds)
+
+    def _as_latents(self, seen: Tensor) -> Tensor:
+        """[R, C, *grid] in the latents' layout."""
+        return seen if len(self._shape) == 4 else seen.flatten(2).transpose(1, 2)
+
+    @property
+    def _last_index(self) -> int:
+        """In the schedule, of the step done last; -1 before the first."""
+        return self._index if self._fused is None else self._fused.index
+
+    @property
+    def x0(self) -> Tensor | None:
+        """The last watched prediction in the latents' layout."""
+        if self._fused is not None and self._fused.lockstep.has_x0:
+            return self._as_latents(self._fused.lockstep.x0)
+        return self._x0
 
     def _begin(self, scheduler: Any, index: int, x: Tensor, generator: object) -> None:
         """Add one row a sample to a new engine."""
-        schedule = schedule_of(scheduler)
+        self._levels = on_host(scheduler) if self._host is None else self._host.of(scheduler)
+        schedule = self._known.schedule(self._levels)
         seen = layout.layout_of(x, self.context, self.grid)
         engine = Engine()
         for seed, draw in self._row_seeds(x, generator):
             engine.add(schedule, self.config, seed=seed, draw=draw, first=index)
         self._reset()
-        self._layout, self._engine, self._shape, self.x0 = seen, engine, x.shape, None
+        self._layout, self._engine, self._shape, self._x0 = seen, engine, x.shape, None
 
     def _row_seeds(self, x: Tensor, generator: object) -> list[tuple[int, int]]:
         """(seed, draw) of each row. Rows of one request share its seed and are told apart by the draw."""
@@ -140,7 +207,7 @@ class SchedulerRun:
             if scheduler.begin_index is not None:
                 return scheduler.begin_index
             return scheduler.index_for_timestep(timestep)
-        following = self._index + 1
+        following = self._last_index + 1
         if self._shape is not None and following < len(scheduler.timesteps) and _on_accelerator(timestep):
             return following  # reading the timestep back would stall the device
         timesteps = scheduler.timesteps.tolist()
@@ -158,9 +225,9 @@ class SchedulerRun:
         else:
             m = m[:, : x.shape[1]] if x.dim() == 4 else m  # learned variance doubles the channels
             x0 = self._engine.observe(view(x), view(m))
-        self.x0 = x0 if x.dim() == 4 else x0.flatten(2).transpose(1, 2)
+        self._x0 = self._as_latents(x0)
         if self.on_x0:
-            self.on_x0(self._index, call["timestep"], self.x0)
+            self.on_x0(self._index, call["timestep"], self._x0)
 
 
 @functools.cache

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""A scheduler's levels on the host, without reading them back from a GPU.
+
+Pipelines put timesteps and sigmas on the GPU, and reading them there at the first step would stall the run. So the
+scheduler's ``set_timesteps`` is called once more, for the CPU, on a copy. Where somebody wrote into the live tensors
+since, they are read back after all.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from diffusers import SchedulerMixin
+from torch import Tensor
+
+from ascedfast.adapters.class_swap import STATE, stock_class
+
+LEVELS = ("timesteps", "sigmas")
+
+
+class HostCopy:
+    """What ``set_timesteps`` gave, and the tensors it belongs to."""
+
+    def __init__(self, scheduler: SchedulerMixin, set_timesteps: Callable, args: tuple, kwargs: dict) -> None:
+        self._seen = _levels_of(scheduler)
+        self._copy: SchedulerMixin | None = None
+        if not any(levels.is_cuda for levels, _ in self._seen):
+            self._copy = on_host(scheduler)
+            return
+        call = inspect.signature(set_timesteps).bind(scheduler, *args, **kwargs)
+        if any(isinstance(value, Tensor) and value.is_cuda for value in call.arguments.values()):
+            return
+        twin = _bare_copy(scheduler)
+        arguments = {**call.arguments, "device": "cpu"}
+        arguments[next(iter(arguments))] = twin
+        set_timesteps(**arguments)
+        self._copy = twin
+
+    def of(self, scheduler: SchedulerMixin) -> SchedulerMixin:
+        """A scheduler of the stock class with the levels of this one on the host. Do not step with it."""
+        now = _levels_of(scheduler)
+        same = len(now) == len(self._seen) and all(
+            a is b and version == then is not None for (a, version), (b, then) in zip(now, self._seen, strict=True)
+        )
+        if not same or self._copy is None:
+            return on_host(scheduler)
+        twin = _bare_copy(scheduler)  # anew: settings, and where the betas lie, may have changed since
+        for name in LEVELS:
+            if hasattr(self._copy, name):
+                setattr(twin, name, getattr(self._copy, name))
+        return twin
+
+
+def on_host(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """The same by reading the levels back; waits for the device where they are on one."""
+    twin = _bare_copy(scheduler)
+    for name in LEVELS:
+        if isinstance(getattr(twin, name, None), Tensor):
+            setattr(twin, name, getattr(twin, name).cpu())
+    return twin
+
+
+def _bare_copy(scheduler: SchedulerMixin) -> SchedulerMixin:
+    twin = object.__new__(stock_class(scheduler))
+    twin.__dict__.update({name: value for name, value in scheduler.__dict__.items() if name != STATE})
+    for name, value in twin.__dict__.items():
+        if isinstance(value, list):
+            twin.__dict__[name] = copy.copy(value)
+    return twin
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """A number that changes when the tensor is written into; None where torch keeps none (inference tensors)."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _levels_of(scheduler: Any) -> list[tuple[Tensor, int | None]]:
+    found = [getattr(scheduler, name, None) for name in LEVELS]
+    return [(levels, version_of(levels)) for levels in found if isinstance(levels, Tensor)]

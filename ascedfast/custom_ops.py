@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""The ops as torch custom ops, ``torch.ops.ascedfast.*``, so that ``torch.compile(fullgraph=True)`` can hold them.
+
+``ops`` calls these while torch traces, and not otherwise: in eager code the dispatcher costs more than a small kernel.
+Each runs the function of the same name in ``ops``, which checks and chooses the backend; a fake gives shapes and types.
+"""
+
+import torch
+from torch import Tensor
+
+from ascedfast import ops
+
+
+@torch.library.custom_op("ascedfast::step_dynamics", mutates_args=())
+def step_dynamics(
+    x: Tensor, m: Tensor, a: Tensor, b: Tensor, x0_prev: Tensor | None, clip: float | None, reduce: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    """``ops.step_dynamics``; d is empty where there is no x0_prev."""
+    x0, d = ops.step_dynamics(x, m, a, b, x0_prev, clip=clip, reduce=reduce, backend=backend)
+    return x0, x0.new_empty(0) if d is None else d
+
+
+@step_dynamics.register_fake
+def _(x, m, a, b, x0_prev, clip, reduce, backend):
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    x0 = x.new_empty(x.shape, dtype=dtype)
+    return x0, x0.new_empty(0 if x0_prev is None else (x.shape[0], *x.shape[2:]))
+
+
+@torch.library.custom_op("ascedfast::robust_threshold", mutates_args=())
+def robust_threshold(
+    maps: Tensor,
+    mad_scale: float,
+    mad_scales: Tensor | None,
+    mad_floor: float,
+    blur_sigma: float,
+    z_floor: float,
+    count: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """``ops.robust_threshold``; mad_scales stands for a mad_scale that is a tensor."""
+    return ops.robust_threshold(
+        maps,
+        mad_scale=mad_scale if mad_scales is None else mad_scales,
+        mad_floor=mad_floor,
+        blur_sigma=blur_sigma,
+        z_floor=z_floor,
+        count=count,
+        backend=backend,
+    )
+
+
+@robust_threshold.register_fake
+def _(maps, mad_scale, mad_scales, mad_floor, blur_sigma, z_floor, count, backend):
+    shape = (maps.shape[1], *maps.shape[3:])
+    return maps.new_empty(shape, dtype=torch.int32 if count else torch.bool), maps.new_empty(shape)
+
+
+@torch.library.custom_op("ascedfast::label_regions", mutates_args=())
+def label_regions(
+    mask: Tensor, connectivity: int, min_area: float, max_area: float, core_width: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``ops.label_regions``."""
+    return ops.label_regions(
+        mask,
+        connectivity=connectivity,
+        min_area=min_area,
+        max_area=max_area,
+        core_width=core_width,
+        backend=backend,
+    )
+
+
+@label_regions.register_fake
+def _(mask, connectivity, min_area, max_area, core_width, backend):
+    labels, kept = mask.new_empty(mask.shape, dtype=torch.int32), mask.new_empty(mask.shape)
+    return labels, kept, mask.new_empty(mask.shape[0])
+
+
+@torch.library.custom_op("ascedfast::dilate_mask", mutates_args=())
+def dilate_mask(mask: Tensor, radius: int, backend: str) -> Tensor:
+    """``ops.dilate_mask``."""
+    return ops.dilate_mask(mask, radius, backend=backend)
+
+
+@dilate_mask.register_fake
+def _(mask, radius, backend):
+    return mask.new_empty(mask.shape)
+
+
+@torch.library.custom_op("ascedfast::renoise_", mutates_args=("x",))
+def renoise_(
+    x: Tensor,
+    mask: Tensor,
+    x0: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    seeds: Tensor,
+    steps: Tensor,
+    draws: Tensor,
+    x0_noise: Tensor | None,
+    backend: str,
+) -> None:
+    """``ops.renoise_``."""
+    ops.renoise_(x, mask, x0, alpha, sigma, seeds=seeds, steps=steps, draws=draws, x0_noise=x0_noise, backend=backend)
+
+
+@renoise_.register_fake
+def _(x, mask, x0, alpha, sigma, seeds, steps, draws, x0_noise, backend):
+    return None
+
+
+@torch.library.custom_op("ascedfast::history_fill_", mutates_args=("entries",))
+def history_fill_(entries: list[Tensor], mask: Tensor, current: Tensor, backend: str) -> None:
+    """``ops.history_fill_``."""
+    ops.history_fill_(entries, mask, current, backend=backend)
+
+
+@history_fill_.register_fake
+def _(entries, mask, current, backend):
+    return None

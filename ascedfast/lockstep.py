@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""The rows of an engine while all of them agree: one launch a step, however many they are.
+
+Rows agree when they share schedule, settings, plan and step, as the images of one pipeline call do. Their state is then
+kept for the batch, in buffers made once, and handed to the rows (``settle``) when somebody asks for one of them.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ascedfast import detect, ops
+from ascedfast.device_guard import on_device_of
+from ascedfast.noise import seed_to_int64
+from ascedfast.rows import Row
+from ascedfast.solver import SCALARS, Update
+from ascedfast.upload import upload
+
+WARM_UP = "ascedfast has not been warmed up for this run: call warm_up before the capture of a CUDA graph"
+
+
+def agree(rows: Sequence[Row]) -> bool:
+    """Whether the rows can run in lockstep: mode "fast" over the window, watched from the first step on."""
+    if not rows:
+        return False
+    first = rows[0]
+    if first.config.mode != "fast" or first.config.record != "window" or first.plan.reason is not None:
+        return False
+    return all(
+        row.schedule is first.schedule
+        and (row.config, row.plan, row.first, row.step) == (first.config, first.plan, first.first, first.step)
+        and row.step <= row.plan.start
+        and row.enabled
+        for row in rows
+    )
+
+
+class LockstepPlan:
+    """What lockstep runs of one kind have in common, made once: tables on the device and the prepared launches.
+
+    Args:
+        row: one of the rows. rows: their number.
+        x, m: the coming step's state and model output. view: sees either as [R, C, *grid].
+        updates, scalars: the solver's updates and their scalars, float32 [steps, 6] on the host (``adapters.parity``);
+            without them the steps are observed only.
+    """
+
+    def __init__(
+        self,
+        row: Row,
+        rows: int,
+        x: Tensor,
+        m: Tensor,
+        view: Callable[[Tensor], Tensor],
+        updates: Sequence[Update] | None = None,
+        scalars: Tensor | None = None,
+    ) -> None:
+        from ascedfast.kernels.step_launch import StepLauncher
+
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(WARM_UP)
+        self.schedule, self.plan, self.view, self.updates = row.schedule, row.plan, view, updates
+        kinds = list(dict.fromkeys(updates or ()))
+        levels = row.schedule.before[row.first :]
+        self.steps = len(levels)
+        self.script = [self._launch_of(step, kinds) for step in range(self.steps)]
+        table = torch.zeros(self.steps, 2 + SCALARS)
+        table[:, :2] = torch.tensor([(level.a, level.b) for level in levels])
+        if scalars is not None:
+            table[:, 2:] = scalars
+        alpha, sigma = row.schedule.after[row.first + self.plan.t_c - 1]
+        self.levels = upload(torch.tensor([alpha, sigma, row.config.x0_noise])[:, None].expand(3, rows), x.device)
+        self.maps = (self.plan.t_c - self.plan.start - 1, rows, *view(x).shape[2:])
+        table = upload(table, x.device)
+        clip, reduce = row.schedule.clip, row.config.channels
+        self.launch = StepLauncher(x, m, view, table=table, updates=kinds, clip=clip, reduce=reduce)
+
+    def _launch_of(self, step: int, kinds: list[Update]) -> tuple[int, int, int | None, bool]:
+        """Of a step: observe, slot of the bank, which update (as ``StepLauncher`` takes them), and whether it reads the
+        solver's own x0 of the step before."""
+        update = None if self.updates is None else self.updates[step]
+        which = None if update is None else kinds.index(update)
+        start, t_c = self.plan.start, self.plan.t_c
+        if start < step < t_c:
+            observe, slot = 2, step - start - 1
+        else:  # outside the window only somebody who asked for x0_hat gets it
+            observe, slot = int(which is None or step == start), 0
+        return observe, slot, which, update is not None and update.solver == "dpm2"
+
+
+class Lockstep:
+    """State of rows that agree, from a step before their window on.
+
+    Args: rows: rows for which ``agree`` holds. plan: made for such rows. x: the coming step's state.
+    Allocates: x0_hat fp32 as x, one fp32 map a step of the window. Copies to the device do not wait for it.
+    """
+
+    def __init__(self, rows: Sequence[Row], plan: LockstepPlan, x: Tensor) -> None:
+        self.rows, self.config, self.plan = tuple(rows), rows[0].config, plan.plan
+        self.step = rows[0].step
+        self.detection: detect.Detection | None = None
+        self.updates, self._script, self._steps = plan.updates, plan.script, plan.steps
+        self._view, self._launch, self._levels = plan.view, plan.launch, plan.levels
+        self.x0 = plan.launch.new_x0(x)
+        self.bank = torch.empty(plan.maps, device=x.device)
+        self._keys = upload(self._host_keys(), x.device)
+        self._own: Tensor | None = None
+        self._keeps_own = any(two_steps for *_, two_steps in plan.script)
+
+    def _host_keys(self) -> Tensor:
+        rows = self.rows
+        seeds = [seed_to_int64(row.seed) for row in rows]
+        return torch.tensor([seeds, [self.plan.t_c] * len(rows), [row.draw for row in rows]], dtype=torch.int64)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(row.id for row in self.rows)
+
+    @property
+    def wanted(self) -> bool:
+        """The window is open at the coming step."""
+        return self.plan.start <= self.step < self.plan.t_c
+
+    @property
+    def due(self) -> bool:
+        """T_c has come, and nothing was detected yet."""
+        return self.step == self.plan.t_c and self.detection is None
+
+    @property
+    def has_x0(self) -> bool:
+        """``x0`` holds a prediction of this run."""
+        return self.step > self.plan.start
+
+    @property
+    def reads_own_x0(self) -> bool:
+        """The coming step needs the solver's own prediction of the last one."""
+        return self._script[self.step][3]
+
+    @property
+    def last_own_x0(self) -> Tensor | None:
+        """A two-step solver's own prediction of the last fused step, the tensor that ``advance`` returned."""
+        return self._own
+
+    def fits(self, x: Tensor, m: Tensor) -> bool:
+        """Whether a step is left, and x and m have the shapes, strides, types and device of the first step's."""
+        return self.step < self._steps and self._launch.fits(x, m)
+
+    def skip(self) -> None:
+        """Count a step that is not watched."""
+        self.step += 1
+
+    def observe(self, x: Tensor, m: Tensor) -> Tensor:
+        """Watch a step beside the solver's own; returns x0_hat, [R, C, *grid] fp32, valid until the next step."""
+        observe, slot, *_ = self._script[self.step]
+        with on_device_of(x):
+            self._launch(x, m, self.x0, self.bank, self.step, slot, max(observe, 1), None, None)
+        self.step += 1
+        return self.x0
+
+    def advance(self, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Do the solver's step and watch it. Returns the next state and the solver's own x0 (None for "flow")."""
+        step = self.step
+        observe, slot, which, two_steps = self._script[step]
+        own_prev = self._own if two_steps else None
+        with on_device_of(x):
+            out = self._launch(x, m, self.x0, self.bank, step, slot, observe, which, own_prev)
+        if self._keeps_own:
+            self._own = out[1]
+        self.step = step + 1
+        return out
+
+    def correct_(self, x: Tensor) -> Tensor | None:
+        """At T_c re-noise x in place inside the mask; bool [R, 1, *grid], or None when nothing is due."""
+        if not self.due:
+            return None
+        found = detect.detect(self.bank[:, :, None], self.config)
+        mask = None
+        if self.config.correct:
+            alpha, sigma, x0_noise = self._levels
+            seeds, steps, draws = self._keys
+            ops.renoise_(
+                self._view(x),
+                found.grown,
+                self.x0,
+                alpha,
+                sigma,
+                seeds=seeds,
+                steps=steps,
+                draws=draws,
+                x0_noise=x0_noise if self.config.x0_noise else None,
+                backend=self.config.backend,
+            )
+            mask = found.grown[:, None]
+        self.detection = found  # last: a failure above leaves the rows as they were
+        return mask
+
+    @torch.inference_mode()  # the keys may be inference tensors, if the run began in that mode
+    def reseed(self) -> None:
+        """Take the rows' seeds anew, into the tensors that a captured graph reads."""
+        self._keys.copy_(upload(self._host_keys(), self._keys.device))
+
+    def warm_up(self, x: Tensor, m: Tensor) -> None:
+        """Compile everything that a run will launch, on copies; the rows stay at their first step."""
+        began = self.step
+        for _ in range(began, len(self.updates) if self.updates else self.plan.t_c):
+            copy = x.clone() if self.updates is None else self.advance(x, m)[0]
+            if self.updates is None:
+                self.observe(x, m)
+            self.correct_(copy)
+        self.step, self.detection, self._own = began, None, None
+
+    def settle(self) -> None:
+        """Bring the rows up to date; nothing is read back from the device."""
+        plan = self.plan
+        banked = min(max(self.step - plan.start - 1, 0), len(self.bank))
+        maps = self.bank[:banked]
+        finite = maps.isfinite().flatten(2).all(2).all(0) if banked else None
+        for i, row in enumerate(self.rows):
+            row.step = self.step
+            row.x0 = self.x0[i] if plan.start < self.step <= plan.t_c else None
+            row.dynamics = [(plan.start + 1 + k, maps[k, i]) for k in range(banked)]
+            row.bank = [] if self.detection is not None else [maps[k, i] for k in range(banked)]
+            row.finite = None if finite is None else finite[i]
+            if self.detection is not None:
+                row.detection = detect.Detection(*(part[i] for part in self.detection))

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""One step of rows that need not agree: each with its own schedule, step and settings."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ascedfast import detect, ops
+from ascedfast.noise import seed_to_int64
+from ascedfast.rows import Row
+
+
+def dynamics_of(
+    batch: list[Row], x: Tensor, m: Tensor, a: Tensor, b: Tensor, previous: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """ops.step_dynamics: once where all rows share its settings, the usual case, else row by row."""
+    shared = {(row.schedule.clip, row.config.channels, row.config.backend) for row in batch}
+    if len(shared) <= 1:
+        clip, reduce, backend = shared.pop() if shared else (None, "mean", "auto")
+        return ops.step_dynamics(x, m, a, b, previous, clip=clip, reduce=reduce, backend=backend)
+    parts = []
+    for i, row in enumerate(batch):
+        one = slice(i, i + 1)
+        old = None if previous is None else previous[one]
+        settings = {"clip": row.schedule.clip, "reduce": row.config.channels, "backend": row.config.backend}
+        parts.append(ops.step_dynamics(x[one], m[one], a[one], b[one], old, **settings))
+    d = None if previous is None else torch.cat([part[1] for part in parts])
+    return torch.cat([part[0] for part in parts]), d
+
+
+def signal_of(mode: str, batch: list[Row], x: Tensor, m: Tensor, x0: Tensor) -> Tensor | None:
+    """What a mode banks of a step for the whole batch; None for "fast", which banks the dynamics themselves."""
+    if mode == "official":
+        return detect.grey_levels(x0)
+    if mode != "paper":
+        return None
+    levels = [row.schedule.before[row.first + row.step] for row in batch]
+    if any(row.schedule.clip is not None for row in batch):  # the score is the model's, before any clipping
+        pairs = torch.tensor([(level.a, level.b) for level in levels], dtype=torch.float32, device=x.device)
+        x0, _ = ops.step_dynamics(x, m, *pairs.unbind(1))
+    alphas = [level.alpha for level in levels]
+    return detect.weighted_score(x, x0, torch.tensor(alphas, dtype=x0.dtype, device=x0.device))
+
+
+def detect_rows(group: list[Row]) -> list[tuple[Row, detect.Detection]]:
+    """Detect in rows that share a configuration and a plan; changes none of them."""
+    config = group[0].config
+    frames = torch.stack([torch.stack(row.bank) for row in group], 1)
+    maps = frames[:, :, None].float() if config.mode == "fast" else detect.maps_of(frames, config).float()
+    found = detect.detect(maps, config, torch.stack([row.finite for row in group]))
+    return [(row, detect.Detection(*(part[i] for part in found))) for i, row in enumerate(group)]
+
+
+def renoise_rows_(x: Tensor, batch: list[Row], masks: dict[int, Tensor]) -> Tensor:
+    """Correct x in place inside the masks, by row id; the mask of the whole batch, bool [R, 1, *grid]."""
+    empty = torch.zeros(x.shape[2:], dtype=torch.bool, device=x.device)
+    mask = torch.stack([masks.get(row.id, empty) for row in batch])
+    levels = [row.schedule.after[row.first + row.step - 1] for row in batch]
+
+    def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=x.device)
+
+    x0_noise = [row.config.x0_noise for row in batch]
+    backends = {row.config.backend for row in batch if row.id in masks}
+    ops.renoise_(
+        x,
+        mask,
+        torch.stack([x[i].to(work_dtype(x)) if row.x0 is None else row.x0 for i, row in enumerate(batch)]),
+        column([alpha for alpha, _ in levels], torch.float32),
+        column([sigma for _, sigma in levels], torch.float32),
+        seeds=column([seed_to_int64(row.seed) for row in batch], torch.int64),
+        steps=column([row.step for row in batch], torch.int64),
+        draws=column([row.draw for row in batch], torch.int64),
+        x0_noise=column(x0_noise, torch.float32) if any(x0_noise) else None,
+        backend=backends.pop() if len(backends) == 1 else "auto",
+    )
+    return mask[:, None]
+
+
+def work_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def groups_of(rows: list[Row]) -> list[list[Row]]:
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.config, row.plan), []).append(row)
+    return list(groups.values())

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Rows that agree run as one; what comes out is what they give one by one (the reference backend's rows)."""
+
+import pytest
+import torch
+from layouts import DEVICES, same_bits
+
+import ascedfast
+from ascedfast import AscedConfig, process
+from ascedfast.schedule import Schedule
+
+pytestmark = [pytest.mark.gpu] if DEVICES == ["cuda"] else []
+DEVICE = DEVICES[0]
+STEPS, T_C = 10, 6
+SHAPE = (3, 4, 20, 20)
+SCHEDULE = Schedule.from_levels([process.flow(1 - k / STEPS) for k in range(STEPS)])
+
+
+def settings(**changes):
+    return AscedConfig.fast(t_c=T_C, window_start=2, reference_size=None, min_area=3, core_width=2, grow=1, **changes)
+
+
+def outputs(shape=SHAPE):
+    g = torch.Generator().manual_seed(5)
+    quiet = torch.randn(shape, generator=g)
+    for k in range(STEPS):
+        m = quiet + 0.01 * torch.randn(shape, generator=g)
+        m[..., 4:12, 6:14] += 0.4 * (-1) ** k
+        yield m.to(DEVICE)
+
+
+def loop(config, rows_of=lambda k: None, between=lambda run, k: None, shape=SHAPE, seeds=(1, 2, 3)):
+    run = ascedfast.begin(SCHEDULE, config, seeds=list(seeds))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(6)).to(DEVICE)
+    for k, m in enumerate(outputs(shape)):
+        run.observe(x, m, rows_of(k))
+        x = x - m / STEPS
+        run.correct_(x, rows_of(k))
+        between(run, k)
+    return x, run
+
+
+def same_reports(ours, theirs):
+    for a, b in zip(ours.rows, theirs.rows, strict=True):
+        assert (a.status, a.severity, a.executed, a.seed) == (b.status, b.severity, b.executed, b.seed)
+        assert torch.equal(a.mask_grown, b.mask_grown)
+        assert [k for k, _ in a.dynamics] == [k for k, _ in b.dynamics]
+        assert all(same_bits(p, q) for (_, p), (_, q) in zip(a.dynamics, b.dynamics, strict=True))
+
+
+def test_equals_the_rows_one_by_one():
+    x, run = loop(settings(backend="triton"))
+    expected, other = loop(settings(backend="reference"))
+    assert run._lockstep is not None
+    assert other._lockstep is None
+    assert same_bits(x, expected)
+    assert run.report.rows[0].status == "corrected"
+    same_reports(run.report, other.report)
+
+
+@pytest.mark.parametrize("named_from", [0, 3, T_C - 1, T_C, T_C + 1])
+def test_naming_rows_ends_it_and_changes_nothing(named_from):
+    x, run = loop(settings(backend="triton"), rows_of=lambda k: [0, 1, 2] if k >= named_from else None)
+    expected, other = loop(settings(backend="reference"))
+    assert run._lockstep is None
+    assert same_bits(x, expected)
+    same_reports(run.report, other.report)
+
+
+def test_a_report_in_the_middle_changes_nothing():
+    seen = []
+    x, run = loop(settings(backend="triton"), between=lambda run, k: seen.append(run.report.rows[0]))
+    expected, other = loop(settings(backend="reference"))
+    assert run._lockstep is not None
+    assert same_bits(x, expected)
+    assert [row.status for row in seen] == ["pending"] * (T_C - 1) + ["corrected"] * (STEPS - T_C + 1)
+    assert [len(row.dynamics) for row in seen[:T_C]] == [0, 0, 0, 1, 2, 3]
+    same_reports(run.report, other.report)
+
+
+def test_switching_a_row_off_leaves_the_others():
+    def off(run, k):
+        if k == 4:
+            run.set_enabled(1, False)
+
+    x, run = loop(settings(backend="triton"), between=off)
+    expected, other = loop(settings(backend="reference"), between=off)
+    assert same_bits(x, expected)
+    assert [row.status for row in run.report.rows] == [row.status for row in other.report.rows]
+
+
+def test_another_dtype_in_the_middle_ends_it():
+    run = ascedfast.begin(SCHEDULE, settings(backend="triton"), seeds=[1, 2, 3])
+    x = torch.randn(SHAPE).to(DEVICE)
+    for k, m in enumerate(outputs()):
+        run.observe(x, m.half() if k == 4 else m)
+        x = x - m / STEPS
+        run.correct_(x)
+    assert run._lockstep is None
+    assert run.report.rows[0].status == "corrected"
+
+
+def test_one_step_too_many_is_refused():
+    _, run = loop(settings(backend="triton"))
+    with pytest.raises(ValueError, match="every step"):
+        run.observe(torch.zeros(SHAPE, device=DEVICE), torch.zeros(SHAPE, device=DEVICE))
+
+
+def test_warming_up_leaves_no_trace():
+    run = ascedfast.begin(SCHEDULE, settings(backend="triton"), seeds=[1, 2, 3])
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(6)).to(DEVICE)
+    before = x.clone()
+    run.warm_up(x, x.clone())
+    assert same_bits(x, before)
+    for m in outputs():
+        run.observe(x, m)
+        x = x - m / STEPS
+        run.correct_(x)
+    expected, other = loop(settings(backend="reference"))
+    assert same_bits(x, expected)
+    same_reports(run.report, other.report)
+
+
+def test_warming_up_rows_that_differ_is_refused():
+    run = ascedfast.begin(SCHEDULE, settings(backend="triton"), seeds=[1, 2])
+    run.add(SCHEDULE, settings(backend="triton", mad_scale=4.0), seed=3)
+    with pytest.raises(ValueError, match="cannot be captured"):
+        run.warm_up(torch.zeros(SHAPE, device=DEVICE), torch.zeros(SHAPE, device=DEVICE))
+
+
+def test_new_seeds_draw_other_noise():
+    x, _ = loop(settings(backend="triton"))
+    reseeded, run = loop(
+        settings(backend="triton"), between=lambda run, k: run.reseed([7, 2, 3]) if k == T_C - 2 else None
+    )
+    expected, _ = loop(settings(backend="reference"), seeds=(7, 2, 3))
+    assert same_bits(reseeded, expected)
+    assert not torch.equal(reseeded[0], x[0])
+    assert run.report.rows[0].seed == 7
+    with pytest.raises(ValueError, match="one a row"):
+        run.reseed([1])
+
+
+def test_nothing_of_the_caller_is_kept_or_written():
+    run = ascedfast.begin(SCHEDULE, settings(backend="triton"), seeds=[1, 2, 3])
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(6)).to(DEVICE)
+    for m in outputs():
+        before = x.clone(), m.clone()
+        run.observe(x, m)
+        assert same_bits(x, before[0])
+        assert same_bits(m, before[1])
+        following = x - m / STEPS
+        m.fill_(float("nan"))  # a CUDA graph would write its next output here
+        x.fill_(float("nan"))
+        x, address = following, following.data_ptr()
+        run.correct_(x)
+        assert x.data_ptr() == address
+    expected, _ = loop(settings(backend="reference"))
+    assert same_bits(x, expected)
