@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""Records of measurements: their form, saving them, and whether what is saved belongs to the code at hand."""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measurement import NAMES, Bench, Measurement
+from benchmarks.source import ROOT, source_sha256
+from benchmarks.targets import TARGETS
+
+FOLDER = ROOT / "benchmarks" / "results"
+GATE = ("-m", "pytest", "-m", "gpu", "-q")
+"""Arguments of Python for the tests that must be green before anything is saved."""
+FIELDS = [
+    "id",
+    "shape",
+    "dtype",
+    "value",
+    "bar",
+    "met",
+    "unit",
+    "baseline",
+    "ours_us",
+    "baseline_us",
+    "gbps",
+    "share_of_copy",
+    "p20",
+    "p80",
+    "launches",
+    "peak_bytes",
+    "note",
+    "source_sha256",
+    "torch",
+    "triton",
+    "gpu",
+    "command",
+]
+
+Record = dict[str, Any]
+
+
+class RefusedToSave(RuntimeError):
+    """The tests are red, or what was measured is no result."""
+
+
+def gpu_name(device: torch.device) -> str:
+    """The device's name, normalised: nvidia-h100-80gb-hbm3, nvidia-h200, cpu-x86-64."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def record(id: str, measured: Measurement, bench: Bench, command: str) -> Record:
+    """A measurement as it is saved."""
+    target = TARGETS[id]
+    facts = {name: getattr(measured, name) for name in FIELDS if hasattr(measured, name)}
+    facts |= {
+        "id": id,
+        "shape": list(measured.shape),
+        "dtype": NAMES.get(measured.dtype),
+        "bar": target.bar,
+        "met": target.met(measured.value),
+        "unit": target.unit,
+        "source_sha256": source_sha256(),
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "gpu": gpu_name(bench.device),
+        "command": command,
+    }
+    return {name: _short(facts[name]) for name in FIELDS}
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def run_gate() -> None:
+    """Run the tests; RefusedToSave unless they pass."""
+    done = subprocess.run([sys.executable, *GATE], cwd=ROOT, check=False)
+    if done.returncode != 0:
+        raise RefusedToSave(f"the tests are red (python {' '.join(GATE)}: {done.returncode}); nothing was saved")
+
+
+def save(records: Sequence[Record], folder: Path) -> Path:
+    """Write the records of one device to ``folder``/<gpu>.json. Records of other ids, kept from an earlier save of the
+    same device, stay with the hash they were measured under, so that a partial run can complete a file."""
+    path = folder / f"{records[0]['gpu']}.json"
+    kept = {old["id"]: old for old in (load(path) if path.exists() else []) if old["id"] in TARGETS}
+    kept |= {new["id"]: new for new in records}
+    folder.mkdir(parents=True, exist_ok=True)
+    ordered = [kept[id] for id in TARGETS if id in kept]
+    path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in ordered) + "\n]\n")
+    return path
+
+
+def load(path: Path) -> list[Record]:
+    """The records of a saved file."""
+    return json.loads(path.read_text())
+
+
+def saved(folder: Path) -> dict[Path, list[Record]]:
+    """The saved files and their records."""
+    return {path: load(path) for path in sorted(folder.glob("*.json"))}
+
+
+def problems(files: dict[Path, list[Record]]) -> list[str]:
+    """Why saved results do not speak for the code at hand; empty when they do. Missed bars are no problem here."""
+    if not files:
+        return ["no results are saved: python -m benchmarks --save on a GPU makes them"]
+    now, found = source_sha256(), []
+    for path, records in files.items():
+        stale = [entry["id"] for entry in records if entry["source_sha256"] != now]
+        missing = [id for id in TARGETS if id not in {entry["id"] for entry in records}]
+        for what, ids in (("measured with older code", stale), ("missing", missing)):
+            if ids:
+                found.append(
+                    f"{path.name}: {len(ids)} of {len(TARGETS)} {what}: {', '.join(ids[:4])}{', ...' * (len(ids) > 4)}"
+                )
+    return found

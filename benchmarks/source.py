@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""The fingerprint of the code that a figure belongs to."""
+
+import hashlib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SUFFIXES = (".py", ".cpp", ".cu", ".cuh", ".h")
+NOT_ENGINE = (
+    "__main__",
+    "_version",
+    "cli",
+    "demo",
+    "doctor",
+    "pictures",
+    "pipelines",
+    "plots",
+    "report",
+    "report_files",
+)
+"""Modules of ``ascedfast/`` that no sampling step runs through."""
+
+
+def engine_files(root: Path = ROOT) -> list[Path]:
+    """Sources of kernels/ and csrc/, and every module of ascedfast/ and ascedfast/adapters/ that is not NOT_ENGINE."""
+    files = [p for folder in ("kernels", "csrc") for p in (root / folder).rglob("*") if p.suffix in SUFFIXES]
+    for folder in ("ascedfast", "ascedfast/adapters"):
+        files += [p for p in (root / folder).glob("*.py") if p.stem not in NOT_ENGINE]
+    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+
+
+def source_sha256(root: Path = ROOT) -> str:
+    """SHA-256 over the sorted paths and bytes of ``engine_files``: path, NUL, bytes, NUL for each."""
+    digest = hashlib.sha256()
+    for path in engine_files(root):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
