@@ -172,7 +172,8 @@ def doctor(as_json: Json = False) -> None:
     console = Console()
     console.print(f"ascedfast {found['ascedfast']}, noise version {found['noise_version']}, Python {found['python']}")
     console.print(", ".join(f"{name} {version or 'not installed'}" for name, version in found["packages"].items()))
-    console.print(f"GPU: {found['gpu'] or 'none'}", f"\nC++ extension: {found['extension']}", highlight=False)
+    holds = "C++ and CUDA ops" if found["extension_has_cuda"] else "no CUDA ops"
+    console.print(f"GPU: {found['gpu'] or 'none'}\nextension: {found['extension']} ({holds})", highlight=False)
     table = Table("op", "device", "backend", "why not the others")
     for row in found["ops"]:
         others = "\n".join(f"{name}: {'; '.join(causes)}" for name, causes in row["others"].items())

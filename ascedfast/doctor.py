@@ -26,6 +26,7 @@ def examine() -> dict[str, Any]:
         "packages": {"torch": torch.__version__, **{name: _version(name) for name in PACKAGES}},
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "extension": f"not installed: {extension}" if isinstance(extension, ImportError) else extension.__file__,
+        "extension_has_cuda": _backend.has_cuda(),
         "ops": [
             {
                 "op": op,

@@ -58,7 +58,7 @@ def test_no_module_is_named_utils():
 def test_readme_and_ci_agree():
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 150
-    command = "pip install -q -c constraints.txt -e '.[test]' && pytest"
+    command = "pip install -q -c constraints.txt -e '.[test]' && pytest -n auto"
     assert command in readme
     assert command in (ROOT / ".ci/run").read_text()
 
