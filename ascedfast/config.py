@@ -37,6 +37,9 @@ class AscedConfig:
         correct: False only observes and reports.
         x0_noise: standard deviation of the noise added to x0_hat before it is noised again; units of x0_hat.
         record: "window" keeps the dynamics of the steps up to t_c, "run" those of every step, for the report.
+        form: of steps that are fused on a GPU. "parity": with the stock scheduler's very bits, or the stock step runs.
+            "linear": one float64 sum a step, for more solvers (UniPC, DEIS, LMS, PNDM, IPNDM, SASolver, any order of
+            DPM-Solver++); accurate, but not the stock's image bit for bit.
         backend: "auto", "triton", "native" or "reference"; an explicit choice that cannot be met raises.
     """
 
@@ -56,6 +59,7 @@ class AscedConfig:
     correct: bool = True
     x0_noise: float = 0.0
     record: Literal["window", "run"] = "window"
+    form: Literal["parity", "linear"] = "parity"
     backend: Literal["auto", "triton", "native", "reference"] = "auto"
 
     @classmethod
@@ -158,6 +162,7 @@ class AscedConfig:
         )
         check(isinstance(self.correct, bool), "correct", "True or False")
         check(self.record in ("window", "run"), "record", "'window' or 'run'")
+        check(self.form in ("parity", "linear"), "form", "'parity' or 'linear'")
         backends = ("auto", "triton", "native", "reference")
         check(self.backend in backends, "backend", f"one of {', '.join(backends)}")
 

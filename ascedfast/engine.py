@@ -221,7 +221,7 @@ class Engine:
         if _backend.pick("step_dynamics", x.device, rows[0].config.backend) != "triton":
             return None
         plan = make(rows)
-        self._lockstep = None if plan is None else Lockstep(rows, plan, x)
+        self._lockstep = None if plan is None else plan.begin(rows, x)
         return self._lockstep
 
     @torch.no_grad()

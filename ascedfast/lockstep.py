@@ -6,6 +6,7 @@ kept for the batch, in buffers made once, and handed to the rows (``settle``) wh
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from ascedfast.noise import seed_to_int64
 from ascedfast.rows import Row
 from ascedfast.solver import SCALARS, Update
 from ascedfast.upload import upload
+
+if TYPE_CHECKING:  # importing ascedfast needs no Triton
+    from ascedfast.kernels.step_launch import StepLauncher
 
 WARM_UP = "ascedfast has not been warmed up for this run: call warm_up before the capture of a CUDA graph"
 
@@ -56,15 +60,13 @@ class LockstepPlan:
         updates: Sequence[Update] | None = None,
         scalars: Tensor | None = None,
     ) -> None:
-        from ascedfast.kernels.step_launch import StepLauncher
-
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(WARM_UP)
         self.schedule, self.plan, self.view, self.updates = row.schedule, row.plan, view, updates
-        kinds = list(dict.fromkeys(updates or ()))
+        self._kinds = list(dict.fromkeys(updates or ()))
         levels = row.schedule.before[row.first :]
         self.steps = len(levels)
-        self.script = [self._launch_of(step, kinds) for step in range(self.steps)]
+        self.script = [self._launch_of(step) for step in range(self.steps)]
         table = torch.zeros(self.steps, 2 + SCALARS)
         table[:, :2] = torch.tensor([(level.a, level.b) for level in levels])
         if scalars is not None:
@@ -72,20 +74,33 @@ class LockstepPlan:
         alpha, sigma = row.schedule.after[row.first + self.plan.t_c - 1]
         self.levels = upload(torch.tensor([alpha, sigma, row.config.x0_noise])[:, None].expand(3, rows), x.device)
         self.maps = (self.plan.t_c - self.plan.start - 1, rows, *view(x).shape[2:])
-        table = upload(table, x.device)
-        clip, reduce = row.schedule.clip, row.config.channels
-        self.launch = StepLauncher(x, m, view, table=table, updates=kinds, clip=clip, reduce=reduce)
+        self.launch = self._launcher(row, x, m, upload(table, x.device))
 
-    def _launch_of(self, step: int, kinds: list[Update]) -> tuple[int, int, int | None, bool]:
+    @property
+    def solves(self) -> bool:
+        """Whether the steps are the solver's own; else they are observed beside it."""
+        return self.updates is not None
+
+    def begin(self, rows: Sequence[Row], x: Tensor) -> "Lockstep":
+        """A run of such rows, whose coming state is x."""
+        return Lockstep(rows, self, x)
+
+    def _launcher(self, row: Row, x: Tensor, m: Tensor, table: Tensor) -> "StepLauncher":
+        from ascedfast.kernels.step_launch import StepLauncher
+
+        clip, reduce = row.schedule.clip, row.config.channels
+        return StepLauncher(x, m, self.view, table=table, updates=self._kinds, clip=clip, reduce=reduce)
+
+    def _launch_of(self, step: int) -> tuple[int, int, int | None, bool]:
         """Of a step: observe, slot of the bank, which update (as ``StepLauncher`` takes them), and whether it reads the
         solver's own x0 of the step before."""
         update = None if self.updates is None else self.updates[step]
-        which = None if update is None else kinds.index(update)
+        which = None if update is None else self._kinds.index(update)
         start, t_c = self.plan.start, self.plan.t_c
         if start < step < t_c:
             observe, slot = 2, step - start - 1
         else:  # outside the window only somebody who asked for x0_hat gets it
-            observe, slot = int(which is None or step == start), 0
+            observe, slot = int(not self.solves or step == start), 0
         return observe, slot, which, update is not None and update.solver == "dpm2"
 
 
@@ -100,7 +115,7 @@ class Lockstep:
         self.rows, self.config, self.plan = tuple(rows), rows[0].config, plan.plan
         self.step = rows[0].step
         self.detection: detect.Detection | None = None
-        self.updates, self._script, self._steps = plan.updates, plan.script, plan.steps
+        self._solves, self._script, self._steps = plan.solves, plan.script, plan.steps
         self._view, self._launch, self._levels = plan.view, plan.launch, plan.levels
         self.x0 = plan.launch.new_x0(x)
         self.bank = torch.empty(plan.maps, device=x.device)
@@ -203,9 +218,9 @@ class Lockstep:
     def warm_up(self, x: Tensor, m: Tensor) -> None:
         """Compile everything that a run will launch, on copies; the rows stay at their first step."""
         began = self.step
-        for _ in range(began, len(self.updates) if self.updates else self.plan.t_c):
-            copy = x.clone() if self.updates is None else self.advance(x, m)[0]
-            if self.updates is None:
+        for _ in range(began, self._steps if self._solves else self.plan.t_c):
+            copy = self.advance(x, m)[0] if self._solves else x.clone()
+            if not self._solves:
                 self.observe(x, m)
             self.correct_(copy)
         self.step, self.detection, self._own = began, None, None

@@ -68,6 +68,7 @@ numbers = {
     "correct": st.booleans(),
     "x0_noise": st.floats(0, 1),
     "record": st.sampled_from(["window", "run"]),
+    "form": st.sampled_from(["parity", "linear"]),
 }
 
 
@@ -108,6 +109,7 @@ BAD = {
     "correct": [1, None, "yes"],
     "x0_noise": [-0.1, NAN, INF],
     "record": ["all", None],
+    "form": ["stock", None],
     "backend": ["cuda", None],
 }
 

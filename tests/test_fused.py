@@ -33,7 +33,7 @@ def outputs(scheduler, shape, dtype):
     """Model outputs of a run in which one region changes late: it gets masked."""
     g = torch.Generator().manual_seed(5)
     quiet = torch.randn(shape, generator=g)
-    for k in range(STEPS):
+    for k in range(len(scheduler.timesteps)):
         m = quiet + 0.01 * torch.randn(shape, generator=g)
         m[..., 4:12, 6:14] += 0.4 * (-1) ** k
         yield m.to(DEVICE, dtype)

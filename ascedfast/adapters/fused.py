@@ -5,10 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, SchedulerMixin
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LMSDiscreteScheduler,
+    SchedulerMixin,
+)
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
+from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
@@ -16,9 +23,11 @@ from ascedfast import ops
 from ascedfast.adapters import parity
 from ascedfast.adapters.host_copy import version_of
 from ascedfast.adapters.known_runs import KnownRuns
+from ascedfast.adapters.linear import linear_plan
 from ascedfast.adapters.schedules import supported_base
 from ascedfast.device_guard import on_device_of
 from ascedfast.engine import Engine
+from ascedfast.linear_lockstep import LinearLockstep, LinearLockstepPlan
 from ascedfast.lockstep import Lockstep, LockstepPlan
 from ascedfast.rows import Row
 
@@ -27,10 +36,20 @@ MADE_FROM = ("_internal_dict", "alphas_cumprod", "final_alpha_cumprod", "num_inf
 """Attributes of a scheduler from which a run's scalars were made."""
 HARMLESS = {"generator", "eta", "s_churn", "use_clipped_model_output"}
 """Arguments of ``step`` that change nothing in a deterministic step, where they are false or 0."""
+COUNTERS = ("_step_index", "counter")
+"""Where a scheduler counts its steps; DDIM does not."""
+OUTPUTS = {
+    DDIMScheduler: DDIMSchedulerOutput,
+    EulerDiscreteScheduler: EulerDiscreteSchedulerOutput,
+    FlowMatchEulerDiscreteScheduler: FlowMatchEulerDiscreteSchedulerOutput,
+    LMSDiscreteScheduler: LMSDiscreteSchedulerOutput,
+}
+RETURN_X0 = (DDIMScheduler, EulerDiscreteScheduler, LMSDiscreteScheduler)
+"""Schedulers whose ``step`` returns their prediction too."""
 
 
 class FusedSteps:
-    """The fused steps of one run of one scheduler.
+    """The fused steps of one run of one scheduler, with the stock's bits.
 
     Args: host: see ``host_copy``. lockstep: made with the updates of this run. view: latents as [R, C, *grid].
     """
@@ -41,15 +60,14 @@ class FusedSteps:
         base = supported_base(host)
         self.lockstep, self.first, self.view = lockstep, first, view
         self.edited: Tensor | None = None
-        self.counts_by_timestep = base is DDIMScheduler
-        self.keeps_outputs = base is DPMSolverMultistepScheduler
-        self.returns_x0 = base in (DDIMScheduler, EulerDiscreteScheduler)
-        self.output = {
-            DDIMScheduler: DDIMSchedulerOutput,
-            EulerDiscreteScheduler: EulerDiscreteSchedulerOutput,
-            DPMSolverMultistepScheduler: SchedulerOutput,
-        }.get(base, FlowMatchEulerDiscreteSchedulerOutput)
-        self.order = host.config.get("solver_order", 1)
+        self.counter = next((name for name in COUNTERS if hasattr(scheduler, name)), None)
+        self.integers = hasattr(scheduler, "model_outputs") or self.counter != "_step_index"
+        self.returns_x0 = base in RETURN_X0
+        self.output = OUTPUTS.get(base, SchedulerOutput)
+        config = host.config
+        self.order = config.get(
+            "solver_order", max(config.get("predictor_order", 1), config.get("corrector_order", 1) - 1)
+        )
         self.timesteps = host.timesteps.tolist()
         self.on_device = scheduler.timesteps
         kept = [(name, scheduler.__dict__.get(name)) for name in MADE_FROM]
@@ -63,46 +81,61 @@ class FusedSteps:
     def step(self, scheduler: SchedulerMixin, m: Any, timestep: Any, x: Any, rest: dict[str, Any]) -> Any:
         """What the stock step would return, and the scheduler left as it would leave it; None where this call is not
         the run's next step, or asks for something that the fused form leaves out."""
-        lockstep = self.lockstep
-        index = self.first + lockstep.step
-        if not (isinstance(x, Tensor) and isinstance(m, Tensor)) or not lockstep.fits(x, m):
-            return None
-        return_dict = True
-        for name, value in rest.items():
-            if name == "return_dict":
-                return_dict = value
-            elif name not in HARMLESS or (value and name != "generator"):
-                return None
-        held = scheduler.__dict__
-        for name, made_from, version in self.made_from:
-            if held.get(name) is not made_from or (version is not None and made_from._version != version):
-                return None  # somebody changed the run under way
-        if self.counts_by_timestep:
-            if not self._is_due(timestep, index):
-                return None
-        elif scheduler._step_index != index:
-            return None
-        elif self.keeps_outputs:
-            if lockstep.reads_own_x0 and scheduler.model_outputs[-1] is not lockstep.last_own_x0:
-                return None
-        elif isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
-            return None  # stock raises
-        if x.requires_grad or m.requires_grad:
+        if not self._is_next(scheduler, m, timestep, x, rest):
             return None
         if self.edited is not None:
             self._repair(scheduler, m, x)
-        following, own = lockstep.advance(x, m)
-        if self.keeps_outputs:
-            scheduler.model_outputs.append(own)  # in place, as stock does
-            del scheduler.model_outputs[0]
-            scheduler.lower_order_nums = min(scheduler.lower_order_nums + 1, self.order)
-        if not self.counts_by_timestep:
-            scheduler._step_index = index + 1
-        if lockstep.due:
-            self.edited = lockstep.correct_(following)
-        if return_dict:
+            self.edited = None
+        following, own = self.lockstep.advance(x, m)
+        self._count(scheduler, own)
+        if self.lockstep.due:
+            self.edited = self.lockstep.correct_(following)
+        if rest.get("return_dict", True):
             return self.output(following, own) if self.returns_x0 else self.output(following)
         return (following, own) if self.returns_x0 else (following,)
+
+    def _is_next(self, scheduler: SchedulerMixin, m: Any, timestep: Any, x: Any, rest: dict[str, Any]) -> bool:
+        lockstep = self.lockstep
+        index = self.first + lockstep.step
+        if not (isinstance(x, Tensor) and isinstance(m, Tensor)) or not lockstep.fits(x, m):
+            return False
+        for name, value in rest.items():
+            if name != "return_dict" and (name not in HARMLESS or (value and name != "generator")):
+                return False
+        held = scheduler.__dict__
+        for name, made_from, version in self.made_from:
+            if held.get(name) is not made_from or (version is not None and made_from._version != version):
+                return False  # somebody changed the run under way
+        if self.counter is None:
+            if not self._is_due(timestep, index):
+                return False
+        elif held[self.counter] != index:
+            return False
+        elif not self.integers and (
+            isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point())
+        ):
+            return False  # stock raises
+        if x.requires_grad or m.requires_grad:
+            return False
+        return self._remembers(scheduler)
+
+    def _remembers(self, scheduler: SchedulerMixin) -> bool:
+        """Whether the solver's memory is as the last fused step left it."""
+        lockstep = self.lockstep
+        return not lockstep.reads_own_x0 or scheduler.model_outputs[-1] is lockstep.last_own_x0
+
+    def _count(self, scheduler: SchedulerMixin, own: Tensor | None) -> None:
+        """The scheduler as the stock step would leave it."""
+        if hasattr(scheduler, "model_outputs"):
+            scheduler.model_outputs.append(own)  # in place, as stock does
+            del scheduler.model_outputs[0]
+        self._count_steps(scheduler)
+
+    def _count_steps(self, scheduler: SchedulerMixin) -> None:
+        if hasattr(scheduler, "lower_order_nums"):
+            scheduler.lower_order_nums = min(scheduler.lower_order_nums + 1, self.order)
+        if self.counter is not None:
+            setattr(scheduler, self.counter, self.index + 1)
 
     def _is_due(self, timestep: Any, index: int) -> bool:
         """Whether this is the timestep of that index. One on the device is known by its place in
@@ -120,7 +153,31 @@ class FusedSteps:
             own, current = self.lockstep.last_own_x0, scheduler.convert_model_output(m, sample=x)
             mask = self.edited[:, 0]
             ops.history_fill_([self.view(own)], mask, self.view(current), backend=self.lockstep.config.backend)
-        self.edited = None
+
+
+class LinearSteps(FusedSteps):
+    """Fused steps in linear form. The scheduler's own memory stays empty: the stock step cannot take over."""
+
+    lockstep: LinearLockstep
+
+    def step(self, scheduler: SchedulerMixin, m: Any, timestep: Any, x: Any, rest: dict[str, Any]) -> Any:
+        """As ``FusedSteps.step``. Raises: RuntimeError where the run was changed under way."""
+        out = super().step(scheduler, m, timestep, x, rest)
+        if out is None and self.lockstep.step:
+            raise RuntimeError(
+                f"step {self.index + 1} of this run is not the next one of the run that began in linear form (its "
+                "scheduler, shapes, types or arguments changed): call set_timesteps, or use form='parity'"
+            )
+        return out
+
+    def _remembers(self, scheduler: SchedulerMixin) -> bool:
+        return True
+
+    def _count(self, scheduler: SchedulerMixin, own: Tensor | None) -> None:
+        self._count_steps(scheduler)
+
+    def _repair(self, scheduler: SchedulerMixin, m: Tensor, x: Tensor) -> None:
+        self.lockstep.repair(x, m, self.edited[:, 0])
 
 
 def fused_steps(
@@ -143,6 +200,8 @@ def fused_steps(
 
     def make(rows: list[Row]) -> LockstepPlan | None:
         def make_plan() -> LockstepPlan | None:
+            if rows[0].config.form == "linear":
+                return _linear(host, rows, first, x, m, view)
             plan = parity.parity_plan(scheduler, first, x.dtype, m.dtype, x.device, host)
             if plan is None or not parity.gives_stock_bits(scheduler, plan, first, x, m, _by_kernel):
                 return None
@@ -151,7 +210,22 @@ def fused_steps(
         return known.plan(host, first, x, m, tuple(view(x).shape), make_plan)
 
     lockstep = engine.lockstep(x, make)
-    return None if lockstep is None else FusedSteps(scheduler, host, lockstep, first, view)
+    if lockstep is None:
+        return None
+    kind = LinearSteps if isinstance(lockstep, LinearLockstep) else FusedSteps
+    return kind(scheduler, host, lockstep, first, view)
+
+
+def _linear(
+    host: SchedulerMixin, rows: list[Row], first: int, x: Tensor, m: Tensor, view: View
+) -> LinearLockstepPlan | None:
+    plan = linear_plan(host, rows[0].schedule, first)
+    if plan is None:
+        return None
+    base, wide = supported_base(host), torch.promote_types(x.dtype, m.dtype)
+    state = m.dtype if base in (EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler) else wide
+    own = None if base not in RETURN_X0 else torch.float32 if base is EulerDiscreteScheduler else wide
+    return LinearLockstepPlan(rows[0], len(rows), x, m, view, plan, state, own)
 
 
 def _by_kernel(update, x: Tensor, m: Tensor, scalars: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor | None]:

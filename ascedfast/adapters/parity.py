@@ -76,8 +76,8 @@ def parity_plan(
     """The updates of a run whose first step is ``first``, on tensors of these types on ``device``.
 
     Args: host: the scheduler with its levels on the host (``host_copy``); default: they are read back.
-    Returns None for settings that have no such form (thresholding, stochastic or third-order solvers, other
-    predictions): those are left to the stock step.
+    Returns None for solvers and settings that have no such form (thresholding, stochastic or third-order solvers,
+    other predictions): those are left to the stock step.
     """
     base, config = supported_base(scheduler), scheduler.config
     host = on_host(scheduler) if host is None else host
@@ -91,7 +91,9 @@ def parity_plan(
         EulerDiscreteScheduler: _euler,
         FlowMatchEulerDiscreteScheduler: _flow,
         DPMSolverMultistepScheduler: _dpm,
-    }[base]
+    }.get(base)
+    if build is None:
+        return None
     scalar = _Scalars(device, _levels_on_gpu(scheduler))
     steps = build(host, prediction, first, x, m, scalar)
     if steps is None:

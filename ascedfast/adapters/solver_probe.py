@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What a scheduler's next step computes, as numbers: one row of coefficients a result.
 
-Every deterministic solver step is linear in the state x, the model output m and what the solver remembers. So a copy of
-the scheduler is stepped with unit vectors in their place, and the results are the coefficients: no formula of any solver
-is repeated here, and every special case (first steps, lower orders at the end, a corrector) comes out as stock has it.
+Every deterministic solver step is linear in the state x, the model output m and what the solver remembers. So a copy
+of the scheduler is stepped with unit vectors in their place, and the results are the coefficients: no formula of any
+solver is repeated here, and every special case (first steps, lower orders at the end, a corrector) comes out as stock
+has it.
 """
 
 import copy
@@ -67,7 +68,7 @@ def remember(scheduler: SchedulerMixin, memory: dict[Entry, Tensor]) -> None:
 
 
 def probe_copy(host: SchedulerMixin, *, exact: bool) -> SchedulerMixin:
-    """A scheduler to probe: stepping it changes nothing of ``host``, which has the stock's class and levels on the host.
+    """A scheduler to probe; stepping it changes nothing of ``host``, a scheduler with its levels on the host.
 
     exact: its schedule widened to float64, so that the coefficients are float64 arithmetic on the stock's float32
         schedule; otherwise they carry the roundings of the stock's own float32 scalars.
@@ -77,8 +78,8 @@ def probe_copy(host: SchedulerMixin, *, exact: bool) -> SchedulerMixin:
     for name in TABLES:
         table = twin.__dict__.get(name)
         if isinstance(table, Tensor):
-            table = table.cpu()
-            twin.__dict__[name] = table.double() if exact and table.is_floating_point() and name != "timesteps" else table
+            widened = exact and table.is_floating_point() and name != "timesteps"
+            twin.__dict__[name] = table.cpu().double() if widened else table.cpu()
     if "is_scale_input_called" in twin.__dict__:
         twin.is_scale_input_called = True  # stock would warn
     return twin
