@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""The contrast at which half of the plants are found: a logistic fit on the logarithm of the contrast."""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from ascedfast.lab.statistics import CONFIDENCE, Estimate
+
+
+def contrast50(contrast: ArrayLike, found: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """The contrast c at which P(found) = 1/2 in logit P = b0 + b1 * ln c, with Fieller's interval.
+
+    The fit maximises the likelihood with Firth's penalty, half the log determinant of the information (Firth,
+    Biometrika 80, 1993), so it exists where found and missed do not overlap. Fieller's interval (1954) is the set of
+    contrasts at which the fitted logit does not differ from 0; it is unbounded on a side that the data leave open.
+
+    Args:
+        contrast: [n], > 0, in the unit of the answer. found: bool [n].
+    Returns: n plants. When none was found: value inf, interval from the largest contrast to inf; when all were: value
+        0, interval from 0 to the smallest contrast; the figure then lies beyond the contrasts tried. When recall does
+        not rise with contrast: value NaN, interval 0 to inf.
+    Raises: ValueError.
+    """
+    contrast, found = np.asarray(contrast, dtype=float), np.asarray(found)
+    if contrast.ndim != 1 or contrast.shape != found.shape or found.dtype != bool or contrast.size < 3:
+        raise ValueError(f"need [n] contrasts and bool [n], n >= 3; got {contrast.shape}, {found.dtype} {found.shape}")
+    if not (np.isfinite(contrast) & (contrast > 0)).all():
+        raise ValueError("contrasts must be finite and above 0: a null plant has none")
+    n = contrast.size
+    if not found.any():
+        return Estimate(math.inf, float(contrast.max()), math.inf, n)
+    if found.all():
+        return Estimate(0.0, 0.0, float(contrast.min()), n)
+    if contrast.min() == contrast.max():
+        raise ValueError("all contrasts are equal: nothing to fit")
+    at = np.log(contrast)
+    centre, spread = at.mean(), at.std()
+    (b0, b1), covariance = firth_logistic((at - centre) / spread, found)
+    if b1 <= 0:
+        return Estimate(math.nan, 0.0, math.inf, n)
+    low, high = _fieller(b0, b1, covariance, stats.norm.ppf((1 + confidence) / 2))
+    back = [float(np.exp(centre + spread * x)) if math.isfinite(x) else x for x in (-b0 / b1, low, high)]
+    return Estimate(back[0], 0.0 if low == -math.inf else back[1], back[2], n)
+
+
+def firth_logistic(x: NDArray, found: NDArray, rounds: int = 100) -> tuple[NDArray, NDArray]:
+    """(b0, b1) of logit P(found) = b0 + b1*x with Firth's penalty, and their covariance, the inverse information.
+
+    Raises: ArithmeticError when Newton's method does not converge.
+    """
+    design = np.stack([np.ones_like(x), x], 1)
+    beta = np.zeros(2)
+
+    def penalised(beta: NDArray) -> float:
+        eta = design @ beta
+        weight = 0.25 / np.cosh(eta / 2) ** 2
+        _, logdet = np.linalg.slogdet((design * weight[:, None]).T @ design)
+        return float((found * eta - np.logaddexp(0, eta)).sum() + logdet / 2)
+
+    for _ in range(rounds):
+        p = 0.5 + 0.5 * np.tanh(design @ beta / 2)
+        weighted = design * (p * (1 - p))[:, None]
+        covariance = np.linalg.inv(weighted.T @ design)
+        leverage = ((design @ covariance) * weighted).sum(1)
+        step = covariance @ design.T @ (found - p + leverage * (0.5 - p))
+        before = penalised(beta)
+        while penalised(beta + step) < before - 1e-12 * abs(before) and np.abs(step).max() > 1e-10:
+            step = step / 2
+        beta = beta + step
+        if np.abs(step).max() < 1e-9:
+            return beta, covariance
+    raise ArithmeticError(f"the logistic fit did not converge in {rounds} rounds")
+
+
+def _fieller(b0: float, b1: float, v: NDArray, z: float) -> tuple[float, float]:
+    """{x: (b0 + b1*x)^2 <= z^2 * Var(b0 + b1*x)}, a half line or the whole line where b1 may be 0."""
+    a = b1 * b1 - z * z * v[1, 1]
+    b = b0 * b1 - z * z * v[0, 1]
+    c = b0 * b0 - z * z * v[0, 0]
+    if a <= 0:
+        return -math.inf, math.inf
+    root = math.sqrt(max(0.0, b * b - a * c))
+    return (-b - root) / a, (-b + root) / a

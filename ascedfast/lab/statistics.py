@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: MIT
+"""Figures of one number a sample, and their intervals. Formulas: ``docs/measures.md``.
+
+Arrays are numpy arrays or CPU tensors; computed in float64. Nothing is random but the bootstrap, which is seeded.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+CONFIDENCE = 0.95
+BOOTSTRAP_DRAWS = 2000
+
+
+class Estimate(NamedTuple):
+    """A figure with its interval. n: the independent samples behind it: images, seed sets or trials."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values for JSON, which has no infinity: "inf", "-inf" and "nan" are written as words."""
+        return {
+            name: v if isinstance(v, int) or math.isfinite(v) else str(float(v)) for name, v in self._asdict().items()
+        }
+
+
+def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
+    """Area under the ROC curve: P(score of a positive > score of a negative) + P(equal) / 2.
+
+    The Mann-Whitney statistic U / (n_pos * n_neg) of Hanley and McNeil, Radiology 143 (1982). High means positive.
+
+    Args:
+        scores: any shape; infinities are ordered, NaN is refused.
+        positive: bool, the same shape.
+    Raises: ValueError for NaN, shapes that differ, or a class without a member.
+    """
+    scores, positive = _scores_and_labels(scores, positive)
+    ranks = stats.rankdata(scores.ravel())
+    positives = int(positive.sum())
+    negatives = positive.size - positives
+    u = ranks[positive.ravel()].sum() - positives * (positives + 1) / 2
+    return float(u / (positives * negatives))
+
+
+class PooledScores(NamedTuple):
+    """Scores of many images as counts a level, for intervals of a pooled AUROC: see ``pooled_auroc``."""
+
+    positive: NDArray[np.float64]
+    negative: NDArray[np.float64]
+
+
+def count_scores(scores: ArrayLike, positive: ArrayLike, levels: int = 1024) -> PooledScores:
+    """Count each image's positives and negatives in levels of equal size of all scores.
+
+    Args:
+        scores: [n, ...]; one image a row, NaN is refused. positive: bool, the same shape.
+        levels: at most so many; scores in one level count as equal. Where there are no more distinct scores than
+            levels, each has its own and nothing is lost.
+    Returns: counts, both float64 [n, levels], lowest scores first.
+    Raises: ValueError as ``auroc``.
+    """
+    scores, positive = _scores_and_labels(scores, positive)
+    scores, positive = scores.reshape(len(scores), -1), positive.reshape(len(positive), -1)
+    distinct = np.unique(scores)
+    starts = distinct
+    if distinct.size > levels:
+        starts = np.unique(np.quantile(scores, np.arange(levels) / levels, method="lower"))
+    level = np.searchsorted(starts, scores, side="right") - 1
+    level += np.arange(len(scores))[:, None] * len(starts)
+    shape = (len(scores), len(starts))
+
+    def count(which: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return np.bincount(level[which], minlength=shape[0] * shape[1]).reshape(shape).astype(float)
+
+    return PooledScores(count(positive), count(~positive))
+
+
+def auroc_of_counts(positive: NDArray, negative: NDArray) -> NDArray:
+    """``auroc`` from counts a level, [..., levels], lowest first; [...]. NaN where a class has no member."""
+    below = np.cumsum(negative, -1) - negative
+    wins = (positive * (below + negative / 2)).sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return wins / (positive.sum(-1) * negative.sum(-1))
+
+
+def pooled_auroc(*pools: PooledScores, draws: int = BOOTSTRAP_DRAWS, seed: int = 0) -> Estimate:
+    """AUROC over the locations of all images, the images resampled; of two pools of the same images, first - second."""
+    if not 1 <= len(pools) <= 2:
+        raise ValueError(f"one pool, or two to compare: got {len(pools)}")
+    widths = [part.shape[1] for pool in pools for part in pool]
+    edges = np.cumsum(widths)[:-1]
+
+    def statistic(means: NDArray) -> NDArray:
+        parts = np.split(means, edges, axis=-1)
+        values = [auroc_of_counts(parts[i], parts[i + 1]) for i in range(0, len(parts), 2)]
+        return values[0] if len(values) == 1 else values[0] - values[1]
+
+    return bootstrap_of_means(statistic, np.concatenate([part for pool in pools for part in pool], 1), draws, seed)
+
+
+class Recall(NamedTuple):
+    """recall: share of the planted scores above the threshold. rate: share of the null scores above it."""
+
+    recall: float
+    rate: float
+    threshold: float
+
+
+def threshold_at_rate(null: ArrayLike, rate: float) -> float:
+    """The lowest of the null scores above which at most ``rate`` of them lie; "flagged" means score > threshold.
+
+    Args:
+        null: [n], one score a null image (its largest location, or its severity). NaN is refused.
+        rate: allowed share of flagged null images, in [0, 1).
+    Raises: ValueError.
+    """
+    null = np.sort(_vector(null, "null"))
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must lie in [0, 1), got {rate}")
+    allowed = math.floor(rate * null.size + 1e-9)  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 is 28.999999999999996
+    return float(null[null.size - 1 - allowed])
+
+
+def recall_at_rate(null: ArrayLike, planted: ArrayLike, rate: float) -> Recall:
+    """Share of plants found at a fixed share of flagged null images.
+
+    Args: null, rate: as ``threshold_at_rate``. planted: [m], one score a planted image.
+    Raises: ValueError.
+    """
+    threshold = threshold_at_rate(null, rate)
+    null, planted = _vector(null, "null"), _vector(planted, "planted")
+    return Recall(float((planted > threshold).mean()), float((null > threshold).mean()), threshold)
+
+
+def recall_interval(
+    null: ArrayLike, planted: ArrayLike, rate: float, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
+) -> Estimate:
+    """``recall_at_rate`` with the uncertainty of its threshold: nulls and plants are resampled, each on its own.
+
+    n of the result: the number of plants.
+    """
+    null, planted = _vector(null, "null"), _vector(planted, "planted")
+    generator = np.random.default_rng(seed)
+    values = []
+    for _ in range(draws):
+        nulls = null[generator.integers(0, null.size, null.size)]
+        plants = planted[generator.integers(0, planted.size, planted.size)]
+        values.append(recall_at_rate(nulls, plants, rate).recall)
+    low, high = _percentiles(np.array(values))
+    return Estimate(recall_at_rate(null, planted, rate).recall, low, high, planted.size)
+
+
+def iou(found: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
+    """Intersection over union of each image: bool [n, ...] twice -> [n]. 1 where both are empty."""
+    found, truth = np.asarray(found), np.asarray(truth)
+    if found.dtype != bool or truth.dtype != bool or found.shape != truth.shape or found.ndim < 2:
+        raise ValueError(
+            f"iou takes two bool arrays [n, ...], got {found.dtype} {found.shape}, {truth.dtype} {truth.shape}"
+        )
+    axes = tuple(range(1, found.ndim))
+    union = (found | truth).sum(axes)
+    return np.where(union == 0, 1.0, (found & truth).sum(axes) / np.maximum(union, 1))
+
+
+def paired_bootstrap(
+    statistic: Callable[..., float],
+    *samples: ArrayLike,
+    draws: int = BOOTSTRAP_DRAWS,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """Percentile bootstrap of any statistic; all arrays are resampled by the same images (Efron, 1979).
+
+    For figures of single images only: distribution figures are biased by n and take ``seed_set_interval``.
+
+    Args:
+        statistic: takes the resampled arrays, returns a number. samples: arrays whose first axis is the image.
+        seed: of the resampling; the same n, draws and seed resample the same images.
+    Raises: ValueError where the arrays differ in length or hold fewer than 2 images.
+    """
+    arrays = [np.asarray(sample) for sample in samples]
+    lengths = {len(array) for array in arrays}
+    if len(lengths) != 1:
+        raise ValueError(f"paired arrays must hold the same images, got lengths {[len(array) for array in arrays]}")
+    (n,) = lengths
+    values = np.array([statistic(*(array[index] for array in arrays)) for index in _resamples(n, draws, seed)])
+    low, high = _percentiles(values, confidence)
+    return Estimate(float(statistic(*arrays)), low, high, n)
+
+
+def bootstrap_of_means(
+    statistic: Callable[[NDArray], NDArray],
+    rows: ArrayLike,
+    draws: int = BOOTSTRAP_DRAWS,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """``paired_bootstrap`` for a statistic of column means, many draws at once: the same resamples, faster.
+
+    Args:
+        statistic: from means [..., k] to values [...]; must not depend on a common factor of counts.
+        rows: [n, k], one row an image.
+    """
+    rows = np.asarray(rows, dtype=float)
+    if rows.ndim != 2:
+        raise ValueError(f"rows must be [n, k], got {rows.shape}")
+    n = len(rows)
+    weights = np.stack([np.bincount(index, minlength=n) for index in _resamples(n, draws, seed)]) / n
+    low, high = _percentiles(np.asarray(statistic(weights @ rows)), confidence)
+    return Estimate(float(statistic(rows.mean(0))), low, high, n)
+
+
+def seed_set_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Mean of one figure a disjoint seed set, all sets of the same size, with Student's t-interval.
+
+    For a comparison of two runs give the differences set by set. n of the result: the number of sets.
+    """
+    values = _vector(values, "values")
+    if values.size < 2:
+        raise ValueError("a t-interval needs at least two seed sets")
+    half = stats.t.ppf((1 + confidence) / 2, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size)
+    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half), values.size)
+
+
+def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
+    """A proportion with Wilson's score interval (E. B. Wilson, JASA 22, 1927)."""
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"need 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    interval = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    return Estimate(successes / n, float(interval.low), float(interval.high), int(n))
+
+
+def _resamples(n: int, draws: int, seed: int):
+    if n < 2:
+        raise ValueError(f"a bootstrap needs at least two images, got {n}")
+    generator = np.random.default_rng(seed)
+    return (generator.integers(0, n, n) for _ in range(draws))
+
+
+def _percentiles(values: NDArray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    # A resample without a positive (or a negative) has no AUROC; the others speak for it.
+    tail = 50 * (1 - confidence)
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _vector(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or values.size == 0 or np.isnan(values).any():
+        raise ValueError(f"{name} must be [n], n >= 1, without NaN; got shape {values.shape}")
+    return values
+
+
+def _scores_and_labels(scores: ArrayLike, positive: ArrayLike) -> tuple[NDArray, NDArray[np.bool_]]:
+    scores, positive = np.asarray(scores), np.asarray(positive)
+    if positive.dtype != bool or scores.shape != positive.shape:
+        raise ValueError(
+            f"positive must be bool of the scores' shape {scores.shape}, got {positive.dtype} {positive.shape}"
+        )
+    if np.isnan(scores).any():
+        raise ValueError("a score is NaN")
+    if positive.all() or not positive.any():
+        raise ValueError("an AUROC needs positives and negatives")
+    return scores, positive
