@@ -9,22 +9,31 @@ import torch
 from torch import Tensor
 
 from ascedfast import ops
+from ascedfast.reference import patch_grid
 
 
 @torch.library.custom_op("ascedfast::step_dynamics", mutates_args=())
 def step_dynamics(
-    x: Tensor, m: Tensor, a: Tensor, b: Tensor, x0_prev: Tensor | None, clip: float | None, reduce: str, backend: str
+    x: Tensor,
+    m: Tensor,
+    a: Tensor,
+    b: Tensor,
+    x0_prev: Tensor | None,
+    clip: float | None,
+    reduce: str,
+    backend: str,
+    patch: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """``ops.step_dynamics``; d is empty where there is no x0_prev."""
-    x0, d = ops.step_dynamics(x, m, a, b, x0_prev, clip=clip, reduce=reduce, backend=backend)
+    x0, d = ops.step_dynamics(x, m, a, b, x0_prev, clip=clip, reduce=reduce, patch=patch, backend=backend)
     return x0, x0.new_empty(0) if d is None else d
 
 
 @step_dynamics.register_fake
-def _(x, m, a, b, x0_prev, clip, reduce, backend):
+def _(x, m, a, b, x0_prev, clip, reduce, backend, patch=1):
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     x0 = x.new_empty(x.shape, dtype=dtype)
-    return x0, x0.new_empty(0 if x0_prev is None else (x.shape[0], *x.shape[2:]))
+    return x0, x0.new_empty(0 if x0_prev is None else (x.shape[0], *patch_grid(x.shape[2:], patch)))
 
 
 @torch.library.custom_op("ascedfast::robust_threshold", mutates_args=())

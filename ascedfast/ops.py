@@ -60,9 +60,10 @@ def step_dynamics(
     *,
     clip: float | None = None,
     reduce: str = "mean",
+    patch: int = 1,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """x0_hat = a*x + b*m of one solver step, and the dynamics d = reduce_c |x0_hat - x0_prev|.
+    """x0_hat = a*x + b*m of one solver step, and the dynamics d = reduce_c |x0_hat - x0_prev|, by location or by patch.
 
     Args:
         x, m: state and model output, [R, C, *grid], fp32, bf16, fp16 or fp64.
@@ -70,21 +71,29 @@ def step_dynamics(
         x0_prev: the previous step's x0_hat, or None at the first step.
         clip: clamp of x0_hat, NaN kept.
         reduce: "mean" or "max" over channels.
-    Returns: x0_hat [R, C, *grid] and d [R, *grid] (None without x0_prev), fp32 (fp64 for fp64 x).
-    Error of x0_hat in fp32: at most 4*eps*(|a*x| + |b*m|). Raises: ValueError, TypeError.
+        patch: side in locations of the (H, W) plane, 1, 2, 4, 8 or 16; above 1 d is the mean over patch x patch squares
+            of the dynamics of their locations, one cut off by the border over the locations that it has.
+    Returns: x0_hat [R, C, *grid] and d (None without x0_prev), fp32 (fp64 for fp64 x). d is in units of x0_hat,
+        [R, *grid], by patch with ceil(H/patch) and ceil(W/patch) for H and W; NaN where a location is.
+    Error of x0_hat in fp32: at most 4*eps*(|a*x| + |b*m|). Source: arXiv 2503.16218, Eq. 4, without the schedule's own
+    drift; by patch, its per-patch temporal score statistics. Raises: ValueError, TypeError, BackendError.
     """
     if torch.compiler.is_compiling():
-        x0, d = torch.ops.ascedfast.step_dynamics(x, m, a, b, x0_prev, clip, reduce, backend)
+        x0, d = torch.ops.ascedfast.step_dynamics(x, m, a, b, x0_prev, clip, reduce, backend, patch)
         return x0, None if x0_prev is None else d
     _check_states(x, ("m", m), *([("x0_prev", x0_prev)] if x0_prev is not None else []))
     _check(reduce in ("mean", "max"), f"reduce must be 'mean' or 'max', got {reduce!r}")
+    _check(patch in (1, 2, 4, 8, 16), f"patch must be 1, 2, 4, 8 or 16, got {patch!r}")
     if _backend.pick("step_dynamics", x.device, backend) == "triton":
+        from ascedfast.kernels import patch_dynamics
         from ascedfast.kernels import step_dynamics as kernel
 
         _check_fp32(backend, x, m, *([x0_prev] if x0_prev is not None else []))
         with on_device_of(x):
+            if patch > 1 and x0_prev is not None:
+                return patch_dynamics.patch_dynamics(x, m, a, b, x0_prev, clip, reduce, patch)
             return kernel.step_dynamics(x, m, a, b, x0_prev, clip, reduce)[:2]
-    return reference.step_dynamics(x, m, a, b, x0_prev, clip, reduce)
+    return reference.step_dynamics(x, m, a, b, x0_prev, clip, reduce, patch)
 
 
 def robust_threshold(

@@ -25,7 +25,14 @@ def _rows(value: Tensor, like: Tensor) -> Tensor:
 
 
 def step_dynamics(
-    x: Tensor, m: Tensor, a: Tensor, b: Tensor, x0_prev: Tensor | None, clip: float | None, reduce: str
+    x: Tensor,
+    m: Tensor,
+    a: Tensor,
+    b: Tensor,
+    x0_prev: Tensor | None,
+    clip: float | None,
+    reduce: str,
+    patch: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
     """x0_hat = a*x + b*m, and d = reduce over channels of |x0_hat - x0_prev|.
 
@@ -33,9 +40,9 @@ def step_dynamics(
         x, m: [R, C, *grid], any float dtype; a, b: float32 [R] or 0-dim.
         x0_prev: [R, C, *grid], the previous step's x0_hat, or None at the first step.
         clip: x0_hat is clamped to [-clip, clip]; NaN stays NaN.
-        reduce: "mean" or "max", see ``dynamics``.
-    Returns: x0_hat [R, C, *grid] and d [R, *grid] or None, float32 (float64 where x is). Where x or m is not finite
-        x0_hat is NaN: a clip would hide an Inf.
+        reduce: "mean" or "max", see ``dynamics``. patch: d holds means of patches, see ``patch_means``.
+    Returns: x0_hat [R, C, *grid] and d [R, *patch_grid(grid, patch)] or None, float32 (float64 where x is). Where x or
+        m is not finite x0_hat is NaN: a clip would hide an Inf.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     x, m = x.to(dtype), m.to(dtype)
@@ -44,7 +51,7 @@ def step_dynamics(
         x0 = x0.clamp(-clip, clip)
     zero = torch.add(x - x, m, alpha=0)  # NaN where x or m is not finite
     x0 = x0 - zero  # a difference: a sum would lose the sign of a zero
-    return x0, None if x0_prev is None else dynamics(x0, x0_prev, reduce)
+    return x0, None if x0_prev is None else patch_means(dynamics(x0, x0_prev, reduce), patch)
 
 
 CHANNEL_GROUP = 16
@@ -68,6 +75,33 @@ def dynamics(x0: Tensor, x0_prev: Tensor, reduce: str) -> Tensor:
     for first in range(CHANNEL_GROUP, channels, CHANNEL_GROUP):
         total = total + _halved(change[:, first : first + CHANNEL_GROUP].unbind(1))
     return total * (1.0 / channels)
+
+
+def patch_grid(grid: Sequence[int], patch: int) -> tuple[int, ...]:
+    """Sizes of a grid of patch x patch squares of the (H, W) plane; the last ones may be cut off."""
+    *depth, height, width = grid
+    return (*depth, -(-height // patch), -(-width // patch))
+
+
+def patch_means(d: Tensor, patch: int) -> Tensor:
+    """Means over patch x patch squares of the (H, W) plane; a square that the border cuts off has the mean of the
+    locations that it holds.
+
+    Args: d: magnitudes [R, *grid], any float dtype. patch: side in locations, a power of two.
+    Returns: [R, *patch_grid(grid, patch)]. The values of a square in raster order, padded with zeros, are added by
+        halving (the first half to the second), then divided by the number of its locations: a fixed order. NaN stays.
+    """
+    if patch == 1:
+        return d
+    height, width = d.shape[-2:]
+    *outer, down, across = (d.shape[0], *patch_grid(d.shape[1:], patch))
+    padded = F.pad(d, (0, across * patch - width, 0, down * patch - height))
+    squares = padded.reshape(*outer, down, patch, across, patch).movedim((-3, -1), (0, 1)).flatten(0, 1)
+    lines, columns = (
+        (size - patch * torch.arange(count, device=d.device)).clamp(max=patch)
+        for size, count in ((height, down), (width, across))
+    )
+    return _halved(squares.unbind(0)) / (lines[:, None] * columns).to(d.dtype)
 
 
 def _halved(parts: Sequence[Tensor]) -> Tensor:
