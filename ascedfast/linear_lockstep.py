@@ -83,4 +83,13 @@ class LinearLockstep(Lockstep):
         be had the sample always been where x is. x, m: that step's, not modified."""
         x, m = self._view(x).double(), self._view(m).double()
         for slot, of_x, of_m in self._linear.steps[self.step].repair:
-            ops.history_fill_([self._carried[slot]], mask, of_x * x + of_m * m, backend=self.config.backend)
+            self._fill(slot, mask, of_x * x + of_m * m)
+
+    def warm_up(self, x: Tensor, m: Tensor) -> None:
+        super().warm_up(x, m)
+        nowhere = torch.zeros_like(self.x0[:, 0], dtype=torch.bool)
+        for slot in range(len(self._carried)):
+            self._fill(slot, nowhere, self._view(x).double())
+
+    def _fill(self, slot: int, mask: Tensor, current: Tensor) -> None:
+        ops.history_fill_([self._carried[slot]], mask, current, backend=self.config.backend)

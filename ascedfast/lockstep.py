@@ -150,7 +150,11 @@ class Lockstep:
     @property
     def reads_own_x0(self) -> bool:
         """The coming step needs the solver's own prediction of the last one."""
-        return self._script[self.step][3]
+        return self.reads_own_x0_at(self.step)
+
+    def reads_own_x0_at(self, step: int) -> bool:
+        """Whether that step needs the solver's own prediction of the one before."""
+        return self._script[step][3]
 
     @property
     def last_own_x0(self) -> Tensor | None:

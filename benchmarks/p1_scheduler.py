@@ -32,15 +32,10 @@ def cases(bench: Bench) -> Cases:
     return found
 
 
-def linear_config() -> AscedConfig:
-    """The configuration that asks for the fused linear form. Raises TypeError where there is none."""
-    return AscedConfig(form="linear")
-
-
 def _over_stock(bench: Bench, name: str, dtype: torch.dtype, *, linear: bool) -> Measurement:
     side = bench.side(SHAPE[-1])
     loop = Loop(name, (*SHAPE[:2], side, side), dtype, bench.device)
-    stock, (enabled, _) = loop.make()[0], loop.make(linear_config() if linear else AscedConfig())
+    stock, (enabled, _) = loop.make()[0], loop.make(AscedConfig(form="linear" if linear else "parity"))
     x, outputs = loop.start(), loop.outputs(len(loop.begin(stock)))
 
     def run(scheduler: object) -> float:

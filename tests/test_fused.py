@@ -12,8 +12,9 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 from layouts import DEVICES, same_bits
+from linear_cases import LINEAR
 
-from ascedfast import AscedConfig, enable_asced
+from ascedfast import AscedConfig, enable_asced, ops
 
 pytestmark = [pytest.mark.gpu] if DEVICES == ["cuda"] else []
 DEVICE = DEVICES[0]
@@ -228,3 +229,25 @@ def test_betas_moved_by_add_noise_are_read_where_they_lie():
             states.append(x)
         assert is_fused(handle)
         assert same_bits(*states)
+
+
+@pytest.mark.parametrize(
+    ("make", "form"), [(SCHEDULERS["dpm"], "parity"), (LINEAR["unipc2-epsilon"], "linear")], ids=["dpm", "unipc-linear"]
+)
+def test_warming_up_compiles_the_repair_too(make, form, monkeypatch):
+    """A captured loop must compile nothing, and the step after T_c launches what no other step does."""
+    scheduler = make()
+    scheduler.set_timesteps(STEPS, device=DEVICE)
+    handle = enable_asced(scheduler, settings(backend="triton", form=form), seeds=[3, 4])
+    launched, stock = [], ops.history_fill_
+    monkeypatch.setattr(ops, "history_fill_", lambda *a, **k: (launched.append(a[2].dtype), stock(*a, **k)))
+    handle.warm_up(torch.zeros(2, 4, 24, 24, device=DEVICE))
+    assert is_fused(handle)
+    warm = set(launched)
+    launched.clear()
+    x = torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(6)).to(DEVICE)
+    for t, m in zip(scheduler.timesteps, outputs(scheduler, x.shape, x.dtype), strict=True):
+        x = scheduler.step(m, t, x, return_dict=False)[0]
+    assert handle.report.rows[0].status == "corrected"
+    assert launched
+    assert set(launched) <= warm

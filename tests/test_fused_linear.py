@@ -16,25 +16,25 @@ pytestmark = [pytest.mark.gpu] if DEVICES == ["cuda"] else []
 DEVICE = DEVICES[0]
 NAMES = ("ddim-epsilon-True", "euler-v_prediction", "flow", "dpm3-epsilon", "unipc2-epsilon", "unipc3-epsilon")
 MORE = ("unipc-flow", "deis2-flow", "lms-epsilon", "ipndm", "sa22-epsilon", "sa34-v_prediction", "pndm-epsilon")
+REPAIRED = ("ddim-epsilon-True", "dpm3-epsilon", "unipc3-epsilon", "deis2-flow", "lms-epsilon", "sa34-v_prediction")
 RUNS = {name: LINEAR[name] for name in (*NAMES, *MORE)}
-# Share of the largest value after 12 steps. float32: what stock's float32 scalars are off by where its coefficients
-# cancel (DEIS with flow sigmas 3e-5). float16: stock rounds at each operation.
-CLOSE = {torch.float32: 1e-4, torch.float16: 4e-2}
+# Share of the largest value after 12 steps: what stock's float32 scalars are off by where its coefficients cancel
+# (DEIS with flow sigmas 3e-5).
+CLOSE = 1e-4
 
 
-@pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("make", RUNS.values(), ids=RUNS)
-def test_a_run_is_close_to_the_stocks(make, dtype):
-    _, _, stock = run(make, dtype=dtype)
-    _, handle, ours = run(make, settings(correct=False, backend="triton", form="linear"), dtype)
+def test_a_run_is_close_to_the_stocks(make):
+    _, _, stock = run(make)
+    _, handle, ours = run(make, settings(correct=False, backend="triton", form="linear"))
     assert is_fused(handle)
     assert handle.report.rows[0].status == "observed"
     for a, b in zip(ours, stock, strict=True):
         assert a.dtype == b.dtype
-        assert (a.float() - b.float()).abs().max() <= CLOSE[dtype] * b.float().abs().max()
+        assert (a.float() - b.float()).abs().max() <= CLOSE * b.float().abs().max()
 
 
-@pytest.mark.parametrize("make", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("make", [LINEAR[name] for name in REPAIRED], ids=REPAIRED)
 def test_a_correction_is_the_unfused_runs(make):
     """The same mask, and inside it the same state to the end: the solver's memory is repaired as the stock's is."""
     _, plain, reference = run(make, settings(backend="reference"))

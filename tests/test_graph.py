@@ -8,7 +8,9 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LMSDiscreteScheduler,
     UNet2DModel,
+    UniPCMultistepScheduler,
 )
 from layouts import same_bits
 
@@ -18,10 +20,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 STEPS = 25
 SHAPE = (2, 3, 32, 32)
 SCHEDULERS = {
-    "ddim": lambda: DDIMScheduler(),
-    "euler": lambda: EulerDiscreteScheduler(),
-    "flow": lambda: FlowMatchEulerDiscreteScheduler(),
-    "dpm": lambda: DPMSolverMultistepScheduler(),
+    "ddim": (lambda: DDIMScheduler(), "parity"),
+    "euler": (lambda: EulerDiscreteScheduler(), "parity"),
+    "flow": (lambda: FlowMatchEulerDiscreteScheduler(), "parity"),
+    "dpm": (lambda: DPMSolverMultistepScheduler(), "parity"),
+    "unipc-linear": (lambda: UniPCMultistepScheduler(), "linear"),
+    "lms-linear": (lambda: LMSDiscreteScheduler(), "linear"),
 }
 
 
@@ -43,10 +47,12 @@ def noise(seed):
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).cuda()
 
 
-def prepared(make, seeds):
+def prepared(case, seeds):
+    make, form = case
     scheduler = make()
     scheduler.set_timesteps(STEPS, device="cuda")
-    handle = enable_asced(scheduler, AscedConfig.fast(t_c=12, min_area=0, core_width=1, mad_scale=2.0), seeds=seeds)
+    config = AscedConfig.fast(t_c=12, min_area=0, core_width=1, mad_scale=2.0, form=form)
+    handle = enable_asced(scheduler, config, seeds=seeds)
     if hasattr(scheduler, "scale_model_input"):
         scheduler.is_scale_input_called = True
     return scheduler, handle
@@ -60,17 +66,17 @@ def loop(scheduler, unet, x, device_times):
     return x
 
 
-def eager(make, unet, seed, seeds):
-    scheduler, handle = prepared(make, seeds)
+def eager(case, unet, seed, seeds):
+    scheduler, handle = prepared(case, seeds)
     scheduler.timesteps_host = scheduler.timesteps.cpu()
     return loop(scheduler, unet, noise(seed), scheduler.timesteps), handle.report
 
 
-@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
-def test_a_captured_loop_replays_with_new_noise_and_seeds(make, unet):
+@pytest.mark.parametrize("case", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_a_captured_loop_replays_with_new_noise_and_seeds(case, unet):
     with torch.no_grad():
-        expected, reports = zip(*(eager(make, unet, 10 + k, [k, k + 50]) for k in range(2)), strict=True)
-        scheduler, handle = prepared(make, [0, 50])
+        expected, reports = zip(*(eager(case, unet, 10 + k, [k, k + 50]) for k in range(2)), strict=True)
+        scheduler, handle = prepared(case, [0, 50])
         scheduler.timesteps_host = scheduler.timesteps.cpu()
         times = scheduler.timesteps
         x = noise(10)
@@ -105,11 +111,11 @@ def test_capturing_without_warming_up_names_the_call(unet):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
-def test_no_sync_from_the_second_step_on(make, unet, mode):
-    eager(make, unet, 1, [1, 2])  # compiles, and checks the bits
+@pytest.mark.parametrize("case", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_no_sync_from_the_second_step_on(case, unet, mode):
+    eager(case, unet, 1, [1, 2])  # compiles, and checks the bits
     with mode():
-        scheduler, handle = prepared(make, [1, 2])
+        scheduler, handle = prepared(case, [1, 2])
         host_times = scheduler.timesteps.cpu()
         times = scheduler.timesteps
         x = noise(1)

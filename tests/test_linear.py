@@ -159,6 +159,42 @@ def test_error_of_a_step(make, dtype):
         assert [t.dtype for t in written] == [torch.float32] * len(step.writes)
 
 
+def whole_run(make, dtype, step):
+    """The last state of a run in ``dtype``, with model outputs that float16 holds exactly."""
+    scheduler, plan = set_up(make, 25)
+    if hasattr(scheduler, "is_scale_input_called"):
+        scheduler.is_scale_input_called = True
+    g = torch.Generator().manual_seed(4)
+    shape = (2, 4, 16, 16)
+    x, quiet = (normal(g, shape, torch.float16) for _ in range(2))
+    x = x.to(dtype)
+    for k, timestep in enumerate(scheduler.timesteps):
+        m = (quiet + 0.01 * normal(g, shape)).half().to(dtype)
+        x = step(scheduler, plan, k, timestep, m, x)
+    return x.double()
+
+
+@pytest.mark.parametrize("make", LINEAR.values(), ids=LINEAR)
+def test_low_precision_runs_are_no_less_accurate_than_the_stocks(make):
+    """Against the stock run in float32 on the same outputs. One rounding a step where stock makes several."""
+    kept = {}
+
+    def stock(scheduler, plan, k, timestep, m, x):
+        generator = {"generator": torch.Generator()} if hasattr(scheduler, "tau_func") else {}
+        return scheduler.step(m, timestep, x, return_dict=False, **generator)[0]
+
+    def linear(scheduler, plan, k, timestep, m, x):
+        step = plan.steps[k]
+        state, written, _ = linear_update(step, x, m, [kept[slot] for slot in step.reads], plan.clip, x.dtype)
+        kept.update(zip(step.writes, written, strict=True))
+        return state
+
+    truth = whole_run(make, torch.float32, stock)
+    theirs = (whole_run(make, torch.float16, stock) - truth).square().mean().sqrt()
+    ours = (whole_run(make, torch.float16, linear) - truth).square().mean().sqrt()
+    assert ours <= 1.15 * theirs
+
+
 def launch(plan, x, m, view, dtype, own_dtype=None, **options):
     from ascedfast.kernels.linear_launch import LinearLauncher
 

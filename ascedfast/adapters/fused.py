@@ -94,6 +94,13 @@ class FusedSteps:
             return self.output(following, own) if self.returns_x0 else self.output(following)
         return (following, own) if self.returns_x0 else (following,)
 
+    def warm_up(self, scheduler: SchedulerMixin, x: Tensor, m: Tensor) -> None:
+        """Compile everything that the run will launch, the repair after a correction too; the run stays where it is."""
+        self.lockstep.warm_up(x, m)
+        if any(self.lockstep.reads_own_x0_at(step) for step in range(len(self.timesteps) - self.first)):
+            own = scheduler.convert_model_output(m, sample=x)
+            self._fill(own, own.clone(), torch.zeros_like(self.view(x)[:, 0], dtype=torch.bool))
+
     def _is_next(self, scheduler: SchedulerMixin, m: Any, timestep: Any, x: Any, rest: dict[str, Any]) -> bool:
         lockstep = self.lockstep
         index = self.first + lockstep.step
@@ -150,9 +157,10 @@ class FusedSteps:
     def _repair(self, scheduler: SchedulerMixin, m: Tensor, x: Tensor) -> None:
         """Inside the mask, a two-step solver's older prediction becomes the present one, in place."""
         if self.lockstep.reads_own_x0:
-            own, current = self.lockstep.last_own_x0, scheduler.convert_model_output(m, sample=x)
-            mask = self.edited[:, 0]
-            ops.history_fill_([self.view(own)], mask, self.view(current), backend=self.lockstep.config.backend)
+            self._fill(self.lockstep.last_own_x0, scheduler.convert_model_output(m, sample=x), self.edited[:, 0])
+
+    def _fill(self, own: Tensor, current: Tensor, mask: Tensor) -> None:
+        ops.history_fill_([self.view(own)], mask, self.view(current), backend=self.lockstep.config.backend)
 
 
 class LinearSteps(FusedSteps):
