@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from scipy import optimize, special, stats
 
 from ascedfast.lab.contrast import contrast50, firth_logistic
@@ -85,8 +87,25 @@ def test_figures_beyond_the_contrasts_tried_say_so():
     falling = contrast50(contrast, contrast < 10)
     assert math.isnan(falling.value)
     assert falling[1:3] == (0.0, math.inf)
-    flat = contrast50(contrast, np.arange(40) % 2 == 0)  # no slope that differs from 0: any contrast is possible
-    assert flat[1:3] == (0.0, math.inf)
+
+
+def test_a_slope_that_may_be_zero_leaves_every_contrast_possible():
+    contrast = np.repeat(LEVELS, 5)
+    found = np.arange(40) % 2 == 0
+    found[-1] = True
+    fitted = contrast50(contrast, found)
+    assert 0 < fitted.value < math.inf
+    assert fitted[1:3] == (0.0, math.inf)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-12, 12), st.booleans()), min_size=3, max_size=30, unique_by=lambda pair: pair[0]),
+)
+def test_few_and_odd_data_give_an_answer(pairs):
+    contrast, found = np.exp([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+    assume(np.ptp(np.log(contrast)) > 0)
+    fitted = contrast50(contrast, found)
+    assert math.isnan(fitted.value) or fitted.low <= fitted.value <= fitted.high
 
 
 def test_bad_input():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ascedfast import process
-from ascedfast.lab.planting import Plant, Planter, colour_direction, outcome, stroke_start
+from ascedfast.lab.planting import Plant, Planter, colour_direction, hold_steps, outcome, stroke_start
 from ascedfast.lab.regions import GREY_LEVEL, Box, rms_difference
 from ascedfast.lab.sampling import sample, start_noise
 from ascedfast.schedule import Schedule
@@ -215,6 +215,15 @@ def test_times_of_a_plant():
     twin = trap.twin()
     assert (twin.kind, twin.box, twin.start, twin.steps, twin.content, twin.source) == ("null", BOX, 5, 0, None, None)
     assert twin.read_at == trap.read_at
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_holds_end_on_the_wanted_side_of_t_c(before):
+    traps = [Plant.trap(BOX, 4, hold_steps(seed, 4, 9, 20, before=before), source=1) for seed in range(300)]
+    assert {trap.release for trap in traps} == set(range(5, 10) if before else range(10, 20))
+    assert {trap.released_before(9) for trap in traps} == {before}
+    with pytest.raises(ValueError, match="cannot be released"):
+        hold_steps(0, 9, 9 if before else 19, 20, before=before)
 
 
 def test_colour_directions_have_size_one_and_belong_to_the_seed():

@@ -108,6 +108,11 @@ def test_threshold_lets_at_most_the_rate_pass():
         threshold_at_rate(null, 1.0)
 
 
+def test_a_score_at_the_threshold_is_not_flagged():
+    null = np.arange(100.0)
+    assert recall_at_rate(null, [94.0, 94.5, 95.0, 200.0], 0.05) == (0.75, 0.05, 94.0)
+
+
 def test_recall_at_rate_of_two_gaussians():
     null, planted = random().normal(size=40000), random(1).normal(2, size=40000)
     found = recall_at_rate(null, planted, 0.05)

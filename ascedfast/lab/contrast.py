@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, special, stats
 
 from ascedfast.lab.statistics import CONFIDENCE, Estimate
 
@@ -34,9 +34,9 @@ def contrast50(contrast: ArrayLike, found: ArrayLike, confidence: float = CONFID
         return Estimate(math.inf, float(contrast.max()), math.inf, n)
     if found.all():
         return Estimate(0.0, 0.0, float(contrast.min()), n)
-    if contrast.min() == contrast.max():
-        raise ValueError("all contrasts are equal: nothing to fit")
     at = np.log(contrast)
+    if at.min() == at.max():
+        raise ValueError("all contrasts are equal: nothing to fit")
     centre, spread = at.mean(), at.std()
     (b0, b1), covariance = firth_logistic((at - centre) / spread, found)
     if b1 <= 0:
@@ -46,33 +46,31 @@ def contrast50(contrast: ArrayLike, found: ArrayLike, confidence: float = CONFID
     return Estimate(back[0], 0.0 if low == -math.inf else back[1], back[2], n)
 
 
-def firth_logistic(x: NDArray, found: NDArray, rounds: int = 100) -> tuple[NDArray, NDArray]:
+def firth_logistic(x: NDArray, found: NDArray) -> tuple[NDArray, NDArray]:
     """(b0, b1) of logit P(found) = b0 + b1*x with Firth's penalty, and their covariance, the inverse information.
 
-    Raises: ArithmeticError when Newton's method does not converge.
+    Args: x: [n], best of mean 0 and deviation 1. found: bool [n].
+    Raises: ArithmeticError when the maximum is not found.
     """
     design = np.stack([np.ones_like(x), x], 1)
-    beta = np.zeros(2)
 
-    def penalised(beta: NDArray) -> float:
-        eta = design @ beta
-        weight = 0.25 / np.cosh(eta / 2) ** 2
-        _, logdet = np.linalg.slogdet((design * weight[:, None]).T @ design)
-        return float((found * eta - np.logaddexp(0, eta)).sum() + logdet / 2)
-
-    for _ in range(rounds):
-        p = 0.5 + 0.5 * np.tanh(design @ beta / 2)
+    def information(beta: NDArray) -> tuple[NDArray, NDArray]:
+        p = special.expit(design @ beta)
         weighted = design * (p * (1 - p))[:, None]
-        covariance = np.linalg.inv(weighted.T @ design)
-        leverage = ((design @ covariance) * weighted).sum(1)
-        step = covariance @ design.T @ (found - p + leverage * (0.5 - p))
-        before = penalised(beta)
-        while penalised(beta + step) < before - 1e-12 * abs(before) and np.abs(step).max() > 1e-10:
-            step = step / 2
-        beta = beta + step
-        if np.abs(step).max() < 1e-9:
-            return beta, covariance
-    raise ArithmeticError(f"the logistic fit did not converge in {rounds} rounds")
+        return p, weighted.T @ design
+
+    def loss(beta: NDArray) -> tuple[float, NDArray]:
+        eta = design @ beta
+        p, inner = information(beta)
+        leverage = np.einsum("ij,jk,ik->i", design, np.linalg.pinv(inner), design) * p * (1 - p)
+        value = (found * eta - np.logaddexp(0, eta)).sum() + np.linalg.slogdet(inner)[1] / 2
+        return -float(value), -design.T @ (found - p + leverage * (0.5 - p))
+
+    best = optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-8})
+    # BFGS reports a loss of precision where it cannot get below gtol: what counts is how flat the place is.
+    if not np.abs(best.jac).max() < 1e-5 * math.sqrt(len(x)):
+        raise ArithmeticError(f"the logistic fit did not converge: {best.message}")
+    return best.x, np.linalg.inv(information(best.x)[1])
 
 
 def _fieller(b0: float, b1: float, v: NDArray, z: float) -> tuple[float, float]:

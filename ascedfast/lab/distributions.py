@@ -74,7 +74,7 @@ def kid_local(real: Tensor, drawn: Tensor) -> float:
     metric.update(real, real=True)
     metric.update(drawn, real=False)
     with torch.random.fork_rng(devices=[]):  # it shuffles by the global generator, which is the caller's
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # not torch.manual_seed, which seeds the GPUs' generators too
         return float(metric.compute()[0])
 
 

@@ -149,8 +149,7 @@ def judge(images: Tensor, limit: float = LIMIT, chunk: int = 256) -> Verdict:
     nearest, residual = (torch.cat(one).reshape(n, SIDE, SIDE) for one in zip(*parts, strict=True))
     readable = residual <= limit
     glyphs = torch.where(readable, nearest, -1)
-    same = (glyphs[..., :, None] == glyphs[..., None, :]) & (glyphs >= 0)[..., None]
-    cells = ~readable | (same.sum(-1) > 1)
+    cells = ~readable | ((glyphs[..., :, None] == glyphs[..., None, :]).sum(-1) > 1)
     locations = cells.repeat_interleave(cell, 1).repeat_interleave(cell, 2)[:, None]
     return Verdict(glyphs, residual, cells, cells.flatten(1).any(1), locations)
 

@@ -35,6 +35,7 @@ class Plant:
         box: R. start: first step whose prediction is changed; of a stroke, the first step of the run.
         steps: how many steps are changed in a row.
         content: [C, H, W] or what broadcasts to it, in units of x0: v of a trap, h*u of a jump, the paint of a stroke.
+            A sampler that clips x0_hat clips it too.
         source: step whose x0_hat a trap holds instead of content.
     """
 
@@ -185,6 +186,20 @@ def colour_direction(seed: int, channels: int) -> Tensor:
     """A colour of RMS 1, uniform on the sphere, from the row's seed: float64 [C, 1, 1], for jumps."""
     values = np.random.default_rng((seed, 0xC0)).standard_normal(channels)
     return torch.from_numpy(values / np.sqrt(np.mean(values**2))).reshape(-1, 1, 1)
+
+
+def hold_steps(seed: int, start: int, t_c: int, total: int, *, before: bool) -> int:
+    """How many steps a trap that starts at ``start`` is held: uniform, from the row's seed, over what releases it
+    before t_c (``Plant.released_before``) or after.
+
+    Args: total: steps of the run; at least its last step is the model's own.
+    Raises: ValueError where no number of steps does.
+    """
+    first, last = (start + 1, t_c) if before else (max(start, t_c) + 1, total - 1)
+    if first > last:
+        side = "before" if before else "after"
+        raise ValueError(f"a trap from step {start} of {total} cannot be released {side} t_c = {t_c}")
+    return int(np.random.default_rng((seed, 0x7A)).integers(first, last + 1)) - start
 
 
 def outcome(levels: float) -> Outcome:
