@@ -17,16 +17,16 @@ X = torch.zeros(2, 3, 12, 10)
 
 UNSUPPORTED = [
     "DDPMScheduler",
-    "UniPCMultistepScheduler",
+    "EDMDPMSolverMultistepScheduler",
     "EulerAncestralDiscreteScheduler",
     "HeunDiscreteScheduler",
     "LCMScheduler",
-    "PNDMScheduler",
+    "KDPM2DiscreteScheduler",
     "DDIMParallelScheduler",
     "DDIMInverseScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "DPMSolverSinglestepScheduler",
-    "DEISMultistepScheduler",
+    "TCDScheduler",
     "EDMEulerScheduler",
 ]
 

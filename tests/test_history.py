@@ -11,15 +11,18 @@ from test_diffusers import SENSITIVE
 from ascedfast import AscedConfig, asced, enable_asced
 from ascedfast.adapters import run as adapter_run
 from ascedfast.adapters.schedules import schedule_of
+from ascedfast.adapters.solver_probe import LISTS
 
 GRID = (32, 24)
+SOLVERS = ["unipc2", "unipc2-flow", "unipc2-eps-space", "unipc3", "deis3-flow", "lms", "plms", "plms-v", "ipndm"]
+SOLVERS += ["sa2", "sa3-flow", "sa-sde"]
 MULTISTEP = ["dpm2", "dpm2-karras", "dpm2-v", "dpm2-flow", "dpm3", "dpm2-sde", "dpm2-eps-space"]
 
 
 def corrected_run(name, monkeypatch=None, dtype=torch.float32):
     """States, the scheduler's memory after each step, and the report; ``monkeypatch`` leaves out the repair."""
     if monkeypatch is not None:
-        monkeypatch.setattr(adapter_run, "_fill_history", lambda *args: None)
+        monkeypatch.setattr(adapter_run, "fill_history", lambda *args: None)
     scheduler = tiny.SCHEDULERS[name]()
     memory = []
     handle = enable_asced(
@@ -32,7 +35,8 @@ def corrected_run(name, monkeypatch=None, dtype=torch.float32):
 
 
 def own(scheduler):
-    return list(scheduler.model_outputs)
+    """The list, oldest entry first."""
+    return list(next(getattr(scheduler, name) for name in LISTS if hasattr(scheduler, name)))
 
 
 def stock_memory(name, dtype=torch.float32):
@@ -51,7 +55,7 @@ def stock_memory(name, dtype=torch.float32):
     return states, memory
 
 
-@pytest.mark.parametrize("name", MULTISTEP)
+@pytest.mark.parametrize("name", [*MULTISTEP, *SOLVERS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_memory_outside_the_mask_is_the_stocks(name, dtype):
     stock, before = stock_memory(name, dtype)
@@ -64,7 +68,7 @@ def test_memory_outside_the_mask_is_the_stocks(name, dtype):
             assert old is None or torch.equal(bits(old)[outside], bits(new)[outside]), k
 
 
-@pytest.mark.parametrize("name", MULTISTEP)
+@pytest.mark.parametrize("name", [*MULTISTEP, *SOLVERS])
 def test_memory_inside_the_mask_is_of_the_new_trajectory(name):
     """On the step after the correction every entry inside the mask is that step's own prediction."""
     _, memory, report = corrected_run(name)
@@ -123,7 +127,7 @@ def test_a_perfect_network_keeps_what_was_injected(name, repaired, monkeypatch):
     """From T_c on the network knows the clean sample: the state stays on alpha*x0 + sigma*e with the injected e, but
     only where the solver no longer remembers the predictions of the state before."""
     if not repaired:
-        monkeypatch.setattr(adapter_run, "_fill_history", lambda *args: None)
+        monkeypatch.setattr(adapter_run, "fill_history", lambda *args: None)
     scheduler = tiny.set_steps(tiny.SCHEDULERS[name](), 25)
     handle = enable_asced(scheduler, seeds=[3])
     levels = schedule_of(scheduler)
@@ -174,7 +178,7 @@ def test_one_step_solvers_have_no_memory_to_repair(make, monkeypatch):
     base = tiny.SCHEDULERS["dpm1"]() if make is not DDIMScheduler else DDIMScheduler()
     enable_asced(base, seeds=[1])
     states = tiny.sample(base, tiny.randn(1, 3, *GRID, seed=4), tiny.spot(GRID))
-    monkeypatch.setattr(adapter_run, "_fill_history", lambda *args: None)
+    monkeypatch.setattr(adapter_run, "fill_history", lambda *args: None)
     other = make()
     enable_asced(other, seeds=[1])
     naive = tiny.sample(other, tiny.randn(1, 3, *GRID, seed=4), tiny.spot(GRID))

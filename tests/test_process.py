@@ -6,7 +6,15 @@ import math
 import pytest
 import tiny
 import torch
-from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, SCMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DEISMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
+    PNDMScheduler,
+    SCMScheduler,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,11 +31,25 @@ def own_x0(scheduler, m, t, x):
     if hasattr(scheduler, "convert_model_output"):
         if scheduler.step_index is None:
             scheduler._init_step_index(t)
-        if scheduler.config.algorithm_type.endswith("++"):
+        if getattr(scheduler, "predict_x0", scheduler.config.get("algorithm_type", "").endswith("++")):
             return scheduler.convert_model_output(m, sample=x)
+        if isinstance(scheduler, DEISMultistepScheduler):
+            seen = []  # what it would threshold
+            scheduler.register_to_config(thresholding=True)
+            scheduler._threshold_sample = lambda x0: seen.append(x0) or x0
+            scheduler.convert_model_output(m, sample=x)
+            return seen[0]
         eps = scheduler.convert_model_output(m, sample=x)
         alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[scheduler.step_index])
         return (x - sigma * eps) / alpha
+    # A step to the clean sample; in float64, since they take a detour over the noise.
+    if isinstance(scheduler, PNDMScheduler):
+        scheduler.alphas_cumprod, scheduler.final_alpha_cumprod = scheduler.alphas_cumprod.double(), torch.tensor(1.0)
+        return scheduler._get_prev_sample(x.double(), t, -1, m.double())
+    if isinstance(scheduler, IPNDMScheduler):
+        index = scheduler.index_for_timestep(t)
+        noise = x.double() * scheduler.betas[index] + m.double() * scheduler.alphas[index]
+        return scheduler._get_prev_sample(x.double(), index, len(scheduler.timesteps), noise)
     out = scheduler.step(m, t, x)
     if "pred_original_sample" in out:
         return out.pred_original_sample
@@ -44,6 +66,8 @@ LINEAR = [name for name in tiny.SCHEDULERS if name not in (*tiny.THRESHOLDING, "
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("step", [0, 7, 18, 24])
 def test_x0_equals_the_schedulers_own(name, step):
+    if (name, step) == ("ipndm", 0):
+        pytest.skip("at alpha 0 the scheduler divides by 1e-8 and has no x0")
     scheduler = tiny.set_steps(tiny.SCHEDULERS[name](), 25)
     a, b, _, _ = schedule_of(scheduler).before[step]
     x, m = tiny.randn(2, 3, 8, 8, seed=step), tiny.randn(2, 3, 8, 8, seed=100 + step)

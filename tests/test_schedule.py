@@ -11,6 +11,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -221,7 +222,8 @@ def test_from_levels_ends_each_step_at_the_next():
 def perfect_output(scheduler, level):
     """The output of a network that knows x0 = (1, 0) and e = (0, 1) at the two locations."""
     x0, e = torch.tensor([1.0, 0.0]).double(), torch.tensor([0.0, 1.0]).double()
-    kind = scheduler.config.get("prediction_type", "flow_prediction")
+    fixed = "v_prediction" if isinstance(scheduler, IPNDMScheduler) else "flow_prediction"
+    kind = scheduler.config.get("prediction_type", fixed)
     if kind == "epsilon":
         return e
     if kind == "sample":
@@ -239,8 +241,9 @@ MORE_SCHEDULERS = {
     "ddim-1003": lambda: DDIMScheduler(num_train_timesteps=1003, clip_sample=False),
     "dpm-lu": lambda: DPMSolverMultistepScheduler(use_lu_lambdas=True, final_sigmas_type="sigma_min"),
 }
-# Steps of the others are not deterministic, or not location-wise.
-DETERMINISTIC = [name for name in tiny.SCHEDULERS if name not in ("dpm2-sde", *tiny.THRESHOLDING)]
+# Steps of the others are not deterministic, or not location-wise; PNDM extrapolates velocities of different levels.
+OTHERS = (*tiny.STOCHASTIC, *tiny.THRESHOLDING, "plms-v")
+DETERMINISTIC = [name for name in tiny.SCHEDULERS if name not in OTHERS]
 
 
 @pytest.mark.parametrize(
@@ -252,17 +255,22 @@ def test_levels_are_the_schedulers_own(name, steps):
     """A stock run with a perfect network stays on alpha*x0 + sigma*e: its states show every level."""
     scheduler = tiny.set_steps((tiny.SCHEDULERS | MORE_SCHEDULERS)[name](), steps)
     schedule = schedule_of(scheduler)
-    assert len(schedule) == len(scheduler.timesteps) == steps
+    assert len(schedule) == len(scheduler.timesteps) == steps + name.startswith("plms")
     for k, t in enumerate(scheduler.timesteps):
         level = schedule.before[k]
         x = torch.tensor([level.alpha, level.sigma], dtype=torch.float64)
         m = perfect_output(scheduler, level)
         scale = max(1.0, level.sigma)
-        assert torch.allclose(level.a * x + level.b * m, torch.tensor([1.0, 0.0]).double(), rtol=0, atol=1e-9 * scale)
+        # IPNDM's tables hold alpha and sigma each rounded to float32: their squares sum to 1 as nearly as that.
+        exact = (3e-7 if name == "ipndm" else 1e-9) * scale
+        assert torch.allclose(level.a * x + level.b * m, torch.tensor([1.0, 0.0]).double(), rtol=0, atol=exact)
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x, t)
         after = scheduler.step(m.view(1, 1, 1, 2), t, x.view(1, 1, 1, 2)).prev_sample.flatten().double()
+        if name == "ipndm" and k == 0:
+            continue  # at alpha 0 it divides by 1e-8, and x0 is lost
         tolerance = 3e-6 * scale / max(level.alpha, 1e-3)
+        tolerance *= 5 if name == "deis3-flow" else 1  # its third-order coefficients cancel in the stock's float32
         torch.testing.assert_close(
             after, torch.tensor(schedule.after[k], dtype=torch.float64), rtol=1e-5, atol=tolerance
         )

@@ -4,8 +4,10 @@
 ``PIPELINES[name]()`` gives (pipeline, keyword arguments of its call); no file and no network is needed.
 """
 
+import inspect
 import warnings
 
+import multistep
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -17,8 +19,11 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    IPNDMScheduler,
+    LMSDiscreteScheduler,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
@@ -28,9 +33,7 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-SCALED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-V = {"prediction_type": "v_prediction"}
-FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+SCALED, V, FLOW = multistep.SCALED, multistep.V, multistep.FLOW
 NO_CLIP = {"clip_sample": False}
 
 
@@ -66,8 +69,10 @@ SCHEDULERS = {
         lambda: DPMSolverMultistepScheduler(**SCALED, algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
     ),
     "dpm2-threshold": lambda: DPMSolverMultistepScheduler(**SCALED, thresholding=True),
+    **multistep.SCHEDULERS,
 }
-THRESHOLDING = ("ddim-threshold", "dpm2-threshold")
+THRESHOLDING = tuple(name for name in SCHEDULERS if name.endswith("-threshold"))
+STOCHASTIC = ("dpm2-sde", *(name for name in SCHEDULERS if name.startswith("sa-sde")))
 
 
 def generator(seed=0):
@@ -115,15 +120,17 @@ def output_of(scheduler, step):
         if scheduler.config.invert_sigmas:
             return lambda x, x0: (x0 - x) * (1 / max(1 - s, 1e-3))
         return lambda x, x0: (x - x0) * (1 / max(s, 1e-3))
-    if isinstance(scheduler, EulerDiscreteScheduler):
+    if isinstance(scheduler, EulerDiscreteScheduler | LMSDiscreteScheduler):
         s = float(scheduler.sigmas[step])
         if kind == "epsilon":
             return lambda x, x0: (x - x0) * (1 / s)
         norm = (s * s + 1) ** 0.5  # v of x / norm, whose alpha is 1 / norm and sigma s / norm
         return lambda x, x0: (x * (1 / (norm * norm)) - x0) * (norm / s)
-    if isinstance(scheduler, DDIMScheduler):
+    if isinstance(scheduler, DDIMScheduler | PNDMScheduler):
         abar = float(scheduler.alphas_cumprod[int(scheduler.timesteps[step])])
         alpha, sigma = abar**0.5, (1 - abar) ** 0.5
+    elif isinstance(scheduler, IPNDMScheduler):
+        kind, alpha, sigma = "v_prediction", float(scheduler.alphas[step]), float(scheduler.betas[step])
     else:
         s = float(scheduler.sigmas[step])
         flow = kind == "flow_prediction"
@@ -151,8 +158,10 @@ def sample(
 ):
     """A sampling loop as a pipeline has it, with the location-wise denoiser; every state, the first one included.
 
-    edit: called as edit(step, m) on each model output. options: passed to ``step``.
+    edit: called as edit(step, m) on each model output. options: passed to ``step``, a generator where it takes one.
     """
+    if "generator" not in inspect.signature(type(scheduler).step).parameters:
+        options.pop("generator", None)
     set_steps(scheduler, steps)
     mean = 0.5 * torch.ones_like(x[:1]) if mean is None else mean
     x = (x * float(scheduler.init_noise_sigma)).to(dtype) if hasattr(scheduler, "init_noise_sigma") else x.to(dtype)

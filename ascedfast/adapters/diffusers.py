@@ -95,7 +95,8 @@ def enable_asced(
     """Watch every run of a pipeline, or of a scheduler, and repair it at T_c.
 
     Args:
-        pipe_or_scheduler: a pipeline, or a DDIM, Euler, FlowMatchEuler or DPMSolverMultistep scheduler.
+        pipe_or_scheduler: a pipeline, or a DDIM, Euler, FlowMatchEuler, DPMSolverMultistep, UniPC, DEIS, LMS, PNDM
+            (with skip_prk_steps=True), IPNDM or SASolver scheduler.
         config: default ``AscedConfig.fast()``.
         seeds: one 64-bit seed a sample of the batch, for the noise of the correction; an int for all images of one
             request. Default: the seeds of the generators that the pipeline was called with, else a fresh one, stated

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One scheduler's ASCED state: binds each ``step`` call to the engine and repairs the solver's history."""
 
+import dataclasses
 import functools
 import inspect
 import logging
@@ -9,21 +10,32 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DEISMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+)
 from torch import Tensor
 
 from ascedfast.adapters import layout
 from ascedfast.adapters.fused import FusedSteps, fused_steps
+from ascedfast.adapters.history import fill_history
 from ascedfast.adapters.host_copy import HostCopy, on_host
 from ascedfast.adapters.known_runs import KnownRuns
-from ascedfast.adapters.schedules import supported_base
+from ascedfast.adapters.schedules import nan_warning, supported_base, why_left_alone
 from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
 from ascedfast.lockstep import WARM_UP
+from ascedfast.process import Coefficients
 from ascedfast.report import Report
+from ascedfast.schedule import Plan
 
 logger = logging.getLogger("ascedfast")
 OnX0 = Callable[[int, Any, Tensor], None]
+COUNT_BY_TIMESTEP = (DDIMScheduler, PNDMScheduler)
+"""They keep no index of the step."""
 
 
 class SchedulerRun:
@@ -43,7 +55,8 @@ class SchedulerRun:
         self.on_x0 = on_x0
         self.within_pipeline = within_pipeline
         self.leave_pipeline()
-        self._warned = False
+        self._told: set[str] = set()
+        self._left_alone: str | None = None
         self._x0: Tensor | None = None
         self._host: HostCopy | None = None
         self._known = KnownRuns()
@@ -69,6 +82,8 @@ class SchedulerRun:
     def report(self) -> Report:
         """The last run's report."""
         rows = [] if self._engine is None else self._engine.report.rows
+        if self._left_alone is not None:
+            rows = [dataclasses.replace(row, enabled=True, plan=Plan(0, 0, self._left_alone)) for row in rows]
         return Report(rows, None if self._engine is None else self._layout.image_size)
 
     def new_timesteps(self, scheduler: Any, stock: Callable, args: tuple, kwargs: dict) -> None:
@@ -89,12 +104,10 @@ class SchedulerRun:
         if call.get("per_token_timesteps") is not None:
             raise ValueError("ASCED does not support per_token_timesteps: call disable_asced first")
         if self.context is None:
-            if not self._warned:
-                self._warned = True
-                logger.warning(
-                    "ASCED is enabled on another pipeline that shares this scheduler: this run is left alone; for a "
-                    "loop of your own, enable it on the scheduler"
-                )
+            self._warn_once(
+                "ASCED is enabled on another pipeline that shares this scheduler: this run is left alone; for a "
+                "loop of your own, enable it on the scheduler"
+            )
             return stock(scheduler, *args, **kwargs)
         rest = dict(call)
         if self._shape is None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -114,7 +127,8 @@ class SchedulerRun:
             # The stock's steps from here on.
             self._x0, self._edited, self._index, self._fused = self.x0, self._fused.edited, self._last_index, None
         if self._edited is not None:
-            _fill_history(scheduler, m, x, self._as_latents(self._edited))
+            host = functools.partial(self._on_host, scheduler)
+            fill_history(scheduler, host, index, m, x, self._as_latents(self._edited))
             self._edited = None
         out = stock(scheduler, *args, **kwargs)
         self._index = index
@@ -124,11 +138,15 @@ class SchedulerRun:
         return out
 
     def _fuse(self, scheduler: Any, index: int, m: Any, x: Tensor) -> None:
-        """Let the run's steps be done by one launch each, where that gives the stock's bits."""
-        if self.on_x0 or not isinstance(m, Tensor):
-            return
-        view = self._layout.view
-        self._fused = fused_steps(scheduler, self._levels, self._known, self._engine, index, x, m, view)
+        """Let the run's steps be done by one launch each, where that gives the stock's bits or was asked for."""
+        if not self.on_x0 and isinstance(m, Tensor):
+            view = self._layout.view
+            self._fused = fused_steps(scheduler, self._levels, self._known, self._engine, index, x, m, view)
+        if self._fused is None and self.config.form == "linear":
+            self._warn_once(
+                "form='linear' cannot serve this run (it needs a GPU, a deterministic solver without thresholding, "
+                "mode 'fast' and no on_x0): the stock step runs and is watched"
+            )
         if self._fused is not None and getattr(scheduler, "step_index", 0) is None:
             scheduler._step_index = index  # as the stock step would set it
 
@@ -141,7 +159,7 @@ class SchedulerRun:
         self._index = index - 1
         self._fuse(scheduler, index, m, x)
         if self._fused is not None:
-            self._fused.lockstep.warm_up(x, m)
+            self._fused.warm_up(scheduler, x, m)
             return
         view = self._layout.view
         self._engine.warm_up(view(x), view(m))
@@ -170,14 +188,28 @@ class SchedulerRun:
 
     def _begin(self, scheduler: Any, index: int, x: Tensor, generator: object) -> None:
         """Add one row a sample to a new engine."""
-        self._levels = on_host(scheduler) if self._host is None else self._host.of(scheduler)
+        self._levels = self._on_host(scheduler)
         schedule = self._known.schedule(self._levels)
         seen = layout.layout_of(x, self.context, self.grid)
-        engine = Engine()
+        engine, left_alone = Engine(), why_left_alone(scheduler, index)
         for seed, draw in self._row_seeds(x, generator):
-            engine.add(schedule, self.config, seed=seed, draw=draw, first=index)
+            engine.add(schedule, self.config, seed=seed, draw=draw, first=index, enabled=left_alone is None)
         self._reset()
-        self._layout, self._engine, self._shape, self._x0 = seen, engine, x.shape, None
+        self._layout, self._engine, self._shape, self._x0, self._left_alone = seen, engine, x.shape, None, left_alone
+        if left_alone is not None:
+            self._warn_once(f"this run is left alone: {left_alone}")
+        nan = nan_warning(self._levels)
+        if nan is not None:
+            self._warn_once(nan)
+
+    def _on_host(self, scheduler: Any) -> SchedulerMixin:
+        """See ``host_copy``."""
+        return on_host(scheduler) if self._host is None else self._host.of(scheduler)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning(message)
 
     def _row_seeds(self, x: Tensor, generator: object) -> list[tuple[int, int]]:
         """(seed, draw) of each row. Rows of one request share its seed and are told apart by the draw."""
@@ -201,15 +233,19 @@ class SchedulerRun:
 
     def _index_of(self, scheduler: Any, timestep: Any) -> int:
         """Index in the schedule of the step that is about to run."""
-        if supported_base(scheduler) is not DDIMScheduler:
+        base = supported_base(scheduler)
+        if base not in COUNT_BY_TIMESTEP:
             if scheduler.step_index is not None:
                 return scheduler.step_index
             if scheduler.begin_index is not None:
                 return scheduler.begin_index
             return scheduler.index_for_timestep(timestep)
         following = self._last_index + 1
-        if self._shape is not None and following < len(scheduler.timesteps) and _on_accelerator(timestep):
-            return following  # reading the timestep back would stall the device
+        if self._shape is not None and following < len(scheduler.timesteps):
+            if _on_accelerator(timestep):
+                return following  # reading the timestep back would stall the device
+            if base is PNDMScheduler and int(timestep) == int(self._levels.timesteps[following]):
+                return following  # its second timestep comes twice
         timesteps = scheduler.timesteps.tolist()
         if int(timestep) not in timesteps:
             raise ValueError(f"timestep {int(timestep)} is not one of scheduler.timesteps {timesteps}")
@@ -221,7 +257,8 @@ class SchedulerRun:
             return
         x, m, view = call["sample"], call["model_output"], self._layout.view
         if _is_nonlinear(scheduler, call):
-            x0 = self._engine.observe(view(x), x0=view(_own_x0(scheduler, out)))
+            level = self._known.schedule(self._levels).before[self._index]
+            x0 = self._engine.observe(view(x), x0=view(_own_x0(scheduler, x, m, out, level)))
         else:
             m = m[:, : x.shape[1]] if x.dim() == 4 else m  # learned variance doubles the channels
             x0 = self._engine.observe(view(x), view(m))
@@ -242,25 +279,16 @@ def _on_accelerator(timestep: Any) -> bool:
 
 def _is_nonlinear(scheduler: Any, call: dict[str, Any]) -> bool:
     """The sampler's x0_hat is not a*x + b*m of what ``step`` was given."""
-    return bool(scheduler.config.get("thresholding")) or (
+    thresholds = scheduler.config.get("thresholding") and getattr(scheduler, "predict_x0", True)
+    return bool(thresholds) or (
         call.get("s_churn", 0) > 0 and not isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
     )
 
 
-def _own_x0(scheduler: Any, out: Any) -> Tensor:
-    if isinstance(scheduler, DPMSolverMultistepScheduler):
+def _own_x0(scheduler: Any, x: Tensor, m: Tensor, out: Any, level: Coefficients) -> Tensor:
+    """The scheduler's x0 of the step that it has just made from x and m, at ``level``, with the result ``out``."""
+    if isinstance(scheduler, DEISMultistepScheduler):  # remembers noise, from which x0 comes back inexactly
+        return scheduler._threshold_sample(level.a * x + level.b * m)
+    if hasattr(scheduler, "model_outputs"):
         return scheduler.model_outputs[-1]
     return out[1] if isinstance(out, tuple) else out.pred_original_sample
-
-
-def _fill_history(scheduler: Any, m: Tensor, x: Tensor, mask: Tensor) -> None:
-    """Inside the mask, the solver's memory becomes what it would be had the sample always been on this trajectory.
-
-    DPM-Solver++ extrapolates from older predictions, which belong to the state before the edit. Out of place: the
-    entries may be tensors of the caller.
-    """
-    if isinstance(scheduler, DPMSolverMultistepScheduler) and scheduler.config.solver_order > 1:
-        current = scheduler.convert_model_output(m, sample=x)
-        scheduler.model_outputs = [
-            old if old is None else torch.where(mask, current, old) for old in scheduler.model_outputs
-        ]

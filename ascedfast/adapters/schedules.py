@@ -9,10 +9,16 @@ from collections.abc import Callable, Sequence
 
 from diffusers import (
     DDIMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
     SchedulerMixin,
+    UniPCMultistepScheduler,
 )
 
 from ascedfast import process
@@ -24,6 +30,12 @@ SUPPORTED: tuple[type, ...] = (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+    DEISMultistepScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    IPNDMScheduler,
+    SASolverScheduler,
 )
 
 
@@ -50,6 +62,46 @@ def refusal(scheduler: SchedulerMixin) -> str | None:
         )
     if base is DPMSolverMultistepScheduler and config.thresholding and "++" not in config.algorithm_type:
         return "dynamic thresholding is supported with algorithm_type 'dpmsolver++' and 'sde-dpmsolver++' only"
+    if base is SASolverScheduler and config.thresholding and config.algorithm_type != "data_prediction":
+        return "dynamic thresholding is supported with algorithm_type 'data_prediction' only"
+    if base is PNDMScheduler and not config.skip_prk_steps:
+        return (
+            "PNDMScheduler's Runge-Kutta start is not supported: set skip_prk_steps=True, as in "
+            "PNDMScheduler.from_config(scheduler.config, skip_prk_steps=True)"
+        )
+    if getattr(scheduler, "solver_p", None) is not None:
+        return "UniPCMultistepScheduler with solver_p, whose history is another scheduler's, is not supported"
+    return None
+
+
+def nan_warning(scheduler: SchedulerMixin) -> str | None:
+    """What to do about a run that ends in NaN or Inf in stock itself, in words for the user; None for all others.
+
+    Args: scheduler: set to the run, its levels on the host (see ``host_copy``).
+    """
+    base, config = supported_base(scheduler), scheduler.config
+    if base not in (UniPCMultistepScheduler, DEISMultistepScheduler, SASolverScheduler) or scheduler.sigmas[-1] != 0:
+        return None
+    if base is not UniPCMultistepScheduler:
+        return f"{base.__name__} gives NaN at a last sigma of 0 (its own schedules end above it): leave sigmas[-1] > 0"
+    if not scheduler.predict_x0:
+        cause, cure = "predict_x0=False", "predict_x0=True or final_sigmas_type='sigma_min'"
+    elif config.solver_type == "bh1":
+        cause, cure = "solver_type='bh1'", "solver_type='bh2' or final_sigmas_type='sigma_min'"
+    elif not config.lower_order_final and config.solver_order > 1:
+        cause, cure = "lower_order_final=False", "lower_order_final=True"
+    else:
+        return None
+    return f"UniPCMultistepScheduler with {cause} gives NaN or Inf at its last step, to a sigma of 0: use {cure}"
+
+
+def why_left_alone(scheduler: SchedulerMixin, first: int) -> str | None:
+    """Why a run whose first step is about to run at index ``first`` is inconsistent in stock itself; None usually."""
+    if supported_base(scheduler) is PNDMScheduler and (first or scheduler.counter):
+        return (
+            "PNDMScheduler works from the first timestep after set_timesteps only; its second step takes whatever run "
+            "begins later back to where it began"
+        )
     return None
 
 
@@ -76,7 +128,7 @@ def _ddim(scheduler: DDIMScheduler) -> Schedule:
     )
 
 
-def _euler(scheduler: EulerDiscreteScheduler) -> Schedule:
+def _euler(scheduler: EulerDiscreteScheduler | LMSDiscreteScheduler) -> Schedule:
     kinds = {"epsilon": process.ve_eps, "v_prediction": process.ve_v, "sample": process.ve_sample}
     kinds["original_sample"] = process.ve_sample
     sigmas = scheduler.sigmas.double().tolist()
@@ -94,7 +146,8 @@ def _flow_match_euler(scheduler: FlowMatchEulerDiscreteScheduler) -> Schedule:
     return Schedule(tuple(levels[:-1]), tuple((level.alpha, level.sigma) for level in levels[1:]))
 
 
-def _dpm_solver_multistep(scheduler: DPMSolverMultistepScheduler) -> Schedule:
+def _dpm_solver_multistep(scheduler: SchedulerMixin) -> Schedule:
+    """Of DPMSolverMultistep, and of the others that have its sigmas."""
     config = scheduler.config
     kinds: dict[str, Callable[[float, float], process.Coefficients]] = {
         "epsilon": process.eps,
@@ -111,6 +164,26 @@ def _dpm_solver_multistep(scheduler: DPMSolverMultistepScheduler) -> Schedule:
     )
 
 
+def _pndm(scheduler: PNDMScheduler) -> Schedule:
+    kind = {"epsilon": process.eps, "v_prediction": process.v}[scheduler.config.prediction_type]
+    abar = scheduler.alphas_cumprod.double().tolist()
+    timesteps = [int(t) for t in scheduler.timesteps.tolist()]
+    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    # The second step does the first one over, with the mean of both outputs: it ends at its own timestep.
+    ends = [t if k == 1 else t - stride for k, t in enumerate(timesteps)]
+    after = [abar[t] if t >= 0 else float(scheduler.final_alpha_cumprod) for t in ends]
+    return Schedule(
+        tuple(kind(abar[t] ** 0.5, (1 - abar[t]) ** 0.5) for t in timesteps),
+        tuple((value**0.5, (1 - value) ** 0.5) for value in after),
+    )
+
+
+def _ipndm(scheduler: IPNDMScheduler) -> Schedule:
+    pairs = zip(scheduler.alphas.double().tolist(), scheduler.betas.double().tolist(), strict=True)
+    levels = [process.v(alpha, sigma) for alpha, sigma in pairs]
+    return Schedule(tuple(levels[:-1]), tuple((level.alpha, level.sigma) for level in levels[1:]))
+
+
 def _alpha_sigma(sigma: float, flow: bool) -> tuple[float, float]:
     if flow:
         return 1 - sigma, sigma
@@ -125,7 +198,8 @@ def _is_paper_setting(scheduler: SchedulerMixin, timesteps: Sequence[float]) -> 
         return False
     if config.get("rescale_betas_zero_snr") or config.get("interpolation_type", "linear") != "linear":
         return False
-    if any(config.get(f"use_{name}") for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")):
+    others = ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "flow_sigmas", "lu_lambdas")
+    if any(config.get(f"use_{name}") for name in others):
         return False
     total, steps = config.num_train_timesteps, len(timesteps)
     gaps = [early - late for early, late in itertools.pairwise(timesteps)]
@@ -140,4 +214,10 @@ _BUILDERS: dict[type, Callable[..., Schedule]] = {
     EulerDiscreteScheduler: _euler,
     FlowMatchEulerDiscreteScheduler: _flow_match_euler,
     DPMSolverMultistepScheduler: _dpm_solver_multistep,
+    UniPCMultistepScheduler: _dpm_solver_multistep,
+    DEISMultistepScheduler: _dpm_solver_multistep,
+    LMSDiscreteScheduler: _euler,
+    PNDMScheduler: _pndm,
+    IPNDMScheduler: _ipndm,
+    SASolverScheduler: _dpm_solver_multistep,
 }
