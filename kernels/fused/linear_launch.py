@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 import triton
 from ascedfast.kernels.linear_step import linear_step_kernel
-from ascedfast.kernels.step_dynamics import GROUP, MIN_BLOCK, TILE, WARPS, Layout
 from ascedfast.kernels.step_launch import ALIGNED
+from ascedfast.kernels.tile import GROUP, MIN_BLOCK, TILE, WARPS, Layout
 from torch import Tensor
 
 from ascedfast.linear import COLUMNS, WIDTH, LinearPlan, LinearStep

@@ -7,8 +7,8 @@ that only the last rounding counts. Tiles, layouts and the order of the channels
 
 import triton
 import triton.language as tl
-from ascedfast.kernels.observe import clean_of, larger
-from ascedfast.kernels.step_dynamics import _at, _channel, _tree_sum
+from ascedfast.kernels.observe import clean_of, larger, tree_sum
+from ascedfast.kernels.tile import channel_stride, offset_at
 
 
 @triton.jit
@@ -87,14 +87,14 @@ def linear_step_kernel(
 ):
     row = tl.program_id(1).to(tl.int64)
     location = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    at_x = _at(location, height, width, x_d, x_h, x_w, C, LAYOUT)
-    at_m = _at(location, height, width, m_d, m_h, m_w, C, LAYOUT)
-    at_x0 = _at(location, height, width, x0_d, x0_h, x0_w, C, LAYOUT)
-    at_next = _at(location, height, width, next_d, next_h, next_w, C, LAYOUT)
-    x_channel = _channel(x_channel, locations, LAYOUT)
-    m_channel = _channel(m_channel, locations, LAYOUT)
-    x0_channel = _channel(x0_channel, locations, LAYOUT)
-    next_channel = _channel(next_channel, locations, LAYOUT)
+    at_x = offset_at(location, height, width, x_d, x_h, x_w, C, LAYOUT)
+    at_m = offset_at(location, height, width, m_d, m_h, m_w, C, LAYOUT)
+    at_x0 = offset_at(location, height, width, x0_d, x0_h, x0_w, C, LAYOUT)
+    at_next = offset_at(location, height, width, next_d, next_h, next_w, C, LAYOUT)
+    x_channel = channel_stride(x_channel, locations, LAYOUT)
+    m_channel = channel_stride(m_channel, locations, LAYOUT)
+    x0_channel = channel_stride(x0_channel, locations, LAYOUT)
+    next_channel = channel_stride(next_channel, locations, LAYOUT)
     levels += row * levels_row + step.to(tl.int64) * levels_step
     sums += row * sums_row + step.to(tl.int64) * WIDTH
     a = tl.load(levels)
@@ -142,7 +142,7 @@ def linear_step_kernel(
                 if MAX:
                     total = larger(total, change)
                 else:
-                    total += _tree_sum(change, CHANNELS, BLOCK)
+                    total += tree_sum(change, CHANNELS, BLOCK)
             tl.store(x0 + at_kept, clean, ok)
     if PREVIOUS:
         if not MAX:

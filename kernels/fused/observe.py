@@ -22,3 +22,24 @@ def larger(total, change):
     peak = tl.max(tl.where(change != change, 0.0, change), 0)
     peak = tl.where(for_nan == 1, float("nan"), peak)
     return tl.where((peak > total) | (peak != peak), peak, total)
+
+
+@triton.jit
+def _fold(values, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    """[2 * HALF, BLOCK] to [HALF, BLOCK]: the first half plus the second."""
+    low, high = tl.split(tl.permute(tl.reshape(values, [2, HALF, BLOCK]), [1, 2, 0]))
+    return low + high
+
+
+@triton.jit
+def tree_sum(values, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum over axis 0 of [CHANNELS, BLOCK], CHANNELS a power of two up to 16."""
+    if CHANNELS >= 16:
+        values = _fold(values, 8, BLOCK)
+    if CHANNELS >= 8:
+        values = _fold(values, 4, BLOCK)
+    if CHANNELS >= 4:
+        values = _fold(values, 2, BLOCK)
+    if CHANNELS >= 2:
+        values = _fold(values, 1, BLOCK)
+    return tl.reshape(values, [BLOCK])

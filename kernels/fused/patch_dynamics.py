@@ -9,8 +9,8 @@ border counts as zero. Lines and columns are known without a division, so any st
 import torch
 import triton
 import triton.language as tl
-from ascedfast.kernels.observe import clean_of, larger
-from ascedfast.kernels.step_dynamics import GROUP, MIN_BLOCK, TILE, Layout, _tree_sum
+from ascedfast.kernels.observe import clean_of, larger, tree_sum
+from ascedfast.kernels.tile import GROUP, MIN_BLOCK, TILE, Layout
 from torch import Tensor
 
 from ascedfast.reference import patch_grid
@@ -98,11 +98,11 @@ def _patch_dynamics(
         if MAX:
             total = larger(total, change)
         else:
-            total += _tree_sum(change, CHANNELS, BLOCK)
+            total += tree_sum(change, CHANNELS, BLOCK)
     if not MAX:
         total = total * (1.0 / C)
-    by_column = _tree_sum(tl.reshape(total, [PATCH, COLUMNS]), PATCH, COLUMNS)
-    by_patch = _tree_sum(tl.trans(tl.reshape(by_column, [PATCHES, PATCH])), PATCH, PATCHES)
+    by_column = tree_sum(tl.reshape(total, [PATCH, COLUMNS]), PATCH, COLUMNS)
+    by_patch = tree_sum(tl.trans(tl.reshape(by_column, [PATCHES, PATCH])), PATCH, PATCHES)
     patch = first + tl.arange(0, PATCHES)
     held = tl.minimum(height - top, PATCH) * tl.maximum(tl.minimum(width - patch * PATCH, PATCH), 1)
     at_d = (row * depth * down + strip) * across + patch

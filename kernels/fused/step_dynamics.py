@@ -5,67 +5,17 @@ One program does BLOCK locations of one row, GROUP channels at a time; a locatio
 ``reference.dynamics``, so that the sum does not depend on the batch or on the layout.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
-from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
+from ascedfast.kernels.observe import clean_of, larger, tree_sum
 from ascedfast.kernels.solver import next_state
+from ascedfast.kernels.tile import GROUP, MIN_BLOCK, TILE, WARPS, Layout, channel_stride, offset_at
 from torch import Tensor
 
 from ascedfast.solver import Update
-
-GROUP = 16
-"""Channels that are added as one tree, see ``reference.dynamics``."""
-TILE = 2048
-"""Elements of a program's tile, 16 a thread."""
-WARPS = 4
-MIN_BLOCK = 32
-
-
-@triton.jit
-def _fold(values, HALF: tl.constexpr, BLOCK: tl.constexpr):
-    """[2 * HALF, BLOCK] to [HALF, BLOCK]: the first half plus the second."""
-    low, high = tl.split(tl.permute(tl.reshape(values, [2, HALF, BLOCK]), [1, 2, 0]))
-    return low + high
-
-
-@triton.jit
-def _tree_sum(values, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum over axis 0 of [CHANNELS, BLOCK], CHANNELS a power of two up to 16."""
-    if CHANNELS >= 16:
-        values = _fold(values, 8, BLOCK)
-    if CHANNELS >= 8:
-        values = _fold(values, 4, BLOCK)
-    if CHANNELS >= 4:
-        values = _fold(values, 2, BLOCK)
-    if CHANNELS >= 2:
-        values = _fold(values, 1, BLOCK)
-    return tl.reshape(values, [BLOCK])
-
-
-@triton.jit
-def _at(location, height, width, stride_d, stride_h, stride_w, C: tl.constexpr, LAYOUT: tl.constexpr):
-    """Offset of locations. Dense tensors need no division, and what the compiler knows of them makes wide loads."""
-    if LAYOUT == "planes":
-        return location
-    elif LAYOUT == "last":
-        return location * C
-    else:
-        return offset_of(location, height, width, stride_d, stride_h, stride_w)
-
-
-@triton.jit
-def _channel(stride, locations, LAYOUT: tl.constexpr):
-    """Distance of channels."""
-    if LAYOUT == "planes":
-        return locations
-    elif LAYOUT == "last":
-        return 1
-    else:
-        return stride
 
 
 @triton.jit(do_not_specialize=["step", "slot", "clip", "solver_clip"])
@@ -130,16 +80,16 @@ def step_dynamics_kernel(
 ):
     row = tl.program_id(1).to(tl.int64)
     location = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    at_x = _at(location, height, width, x_d, x_h, x_w, C, LAYOUT)
-    at_m = _at(location, height, width, m_d, m_h, m_w, C, LAYOUT)
-    at_x0 = _at(location, height, width, x0_d, x0_h, x0_w, C, LAYOUT)
-    at_prev = _at(location, height, width, prev_d, prev_h, prev_w, C, LAYOUT)
-    at_next = _at(location, height, width, next_d, next_h, next_w, C, LAYOUT)
-    x_channel = _channel(x_channel, locations, LAYOUT)
-    m_channel = _channel(m_channel, locations, LAYOUT)
-    x0_channel = _channel(x0_channel, locations, LAYOUT)
-    prev_channel = _channel(prev_channel, locations, LAYOUT)
-    next_channel = _channel(next_channel, locations, LAYOUT)
+    at_x = offset_at(location, height, width, x_d, x_h, x_w, C, LAYOUT)
+    at_m = offset_at(location, height, width, m_d, m_h, m_w, C, LAYOUT)
+    at_x0 = offset_at(location, height, width, x0_d, x0_h, x0_w, C, LAYOUT)
+    at_prev = offset_at(location, height, width, prev_d, prev_h, prev_w, C, LAYOUT)
+    at_next = offset_at(location, height, width, next_d, next_h, next_w, C, LAYOUT)
+    x_channel = channel_stride(x_channel, locations, LAYOUT)
+    m_channel = channel_stride(m_channel, locations, LAYOUT)
+    x0_channel = channel_stride(x0_channel, locations, LAYOUT)
+    prev_channel = channel_stride(prev_channel, locations, LAYOUT)
+    next_channel = channel_stride(next_channel, locations, LAYOUT)
     table += row * table_row + step.to(tl.int64) * table_step
     a = tl.load(table)
     b = tl.load(table + 1)
@@ -170,56 +120,20 @@ def step_dynamics_kernel(
             if OWN_X0:
                 tl.store(own_x0 + at_result, own.to(own_x0.dtype.element_ty), ok)
         if OBSERVE:
-            wide = state.to(tl.float32)
-            wide_output = output.to(tl.float32)
-            clean = a * wide + b * wide_output
-            if CLIP:  # comparisons with NaN are false: NaN stays
-                clean = tl.where(clean > clip, clip, tl.where(clean < -clip, -clip, clean))
-            finite = ((wide - wide) + (wide_output - wide_output)) == 0.0
-            clean = tl.where(finite, clean, float("nan"))
+            clean = clean_of(state.to(tl.float32), output.to(tl.float32), a, b, clip, CLIP)
             if PREVIOUS:
                 before = tl.load(x0_prev + row * prev_row + channel * prev_channel + at_prev[None, :], ok, other=0.0)
                 change = tl.where(ok, tl.abs(clean - before), 0.0)
                 if MAX:
-                    for_nan = tl.max(tl.where(change != change, 1, 0), 0)
-                    peak = tl.max(tl.where(change != change, 0.0, change), 0)
-                    peak = tl.where(for_nan == 1, float("nan"), peak)
-                    total = tl.where((peak > total) | (peak != peak), peak, total)
+                    total = larger(total, change)
                 else:
-                    total += _tree_sum(change, CHANNELS, BLOCK)
+                    total += tree_sum(change, CHANNELS, BLOCK)
             tl.store(x0 + row * x0_row + channel * x0_channel + at_x0[None, :], clean, ok)
     if PREVIOUS:
         if not MAX:
             total = total * (1.0 / C)
         at_d = (slot.to(tl.int64) * rows + row) * locations + location
         tl.store(d + at_d, total, location < locations)
-
-
-class Layout:
-    """Sizes and strides of [R, C, *grid] tensors of one shape, as the kernel takes them."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.rows, self.channels, *grid = x.shape
-        self.grid = grid_of(tuple(grid))
-        self.locations = math.prod(self.grid)
-
-    def strides(self, x: Tensor) -> tuple[int, ...]:
-        """(row, channel, D, H, W) in elements."""
-        return (x.stride(0), x.stride(1), *grid_strides(x, 2))
-
-    def order(self, strides: Sequence[tuple[int, ...]]) -> str:
-        """How all tensors with these strides lie inside a row: "planes", dense with the locations of a channel side by
-        side; "last", dense with the channels of a location side by side; else "strided"."""
-        for name, channel, step in (("planes", self.locations, 1), ("last", 1, self.channels)):
-            wanted = (channel, *(size * step for size in (self.grid[1] * self.grid[2], self.grid[2], 1)))
-            sizes = (self.channels, *self.grid)
-            if all(
-                size == 1 or stride == want
-                for tensor in strides
-                for size, stride, want in zip(sizes, tensor[1:], wanted, strict=True)
-            ):
-                return name
-        return "strided"
 
 
 def variant(

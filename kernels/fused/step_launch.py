@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 import triton
-from ascedfast.kernels.step_dynamics import WARPS, Layout, step_dynamics_kernel, variant
+from ascedfast.kernels.step_dynamics import step_dynamics_kernel, variant
+from ascedfast.kernels.tile import WARPS, Layout
 from torch import Tensor
 
 from ascedfast.solver import Update

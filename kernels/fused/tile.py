@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""The tile of a fused step: BLOCK locations of one row, GROUP channels at a time, and how [R, C, *grid] tensors lie."""
+
+import math
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
+from torch import Tensor
+
+GROUP = 16
+"""Channels that are added as one tree, see ``reference.dynamics``."""
+TILE = 2048
+"""Elements of a program's tile, 16 a thread."""
+WARPS = 4
+MIN_BLOCK = 32
+
+
+@triton.jit
+def offset_at(location, height, width, stride_d, stride_h, stride_w, C: tl.constexpr, LAYOUT: tl.constexpr):
+    """Offset of locations. Dense tensors need no division, and what the compiler knows of them makes wide loads."""
+    if LAYOUT == "planes":
+        return location
+    elif LAYOUT == "last":
+        return location * C
+    else:
+        return offset_of(location, height, width, stride_d, stride_h, stride_w)
+
+
+@triton.jit
+def channel_stride(stride, locations, LAYOUT: tl.constexpr):
+    """Distance of channels."""
+    if LAYOUT == "planes":
+        return locations
+    elif LAYOUT == "last":
+        return 1
+    else:
+        return stride
+
+
+class Layout:
+    """Sizes and strides of [R, C, *grid] tensors of one shape, as the kernel takes them."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.rows, self.channels, *grid = x.shape
+        self.grid = grid_of(tuple(grid))
+        self.locations = math.prod(self.grid)
+
+    def strides(self, x: Tensor) -> tuple[int, ...]:
+        """(row, channel, D, H, W) in elements."""
+        return (x.stride(0), x.stride(1), *grid_strides(x, 2))
+
+    def order(self, strides: Sequence[tuple[int, ...]]) -> str:
+        """How all tensors with these strides lie inside a row: "planes", dense with the locations of a channel side by
+        side; "last", dense with the channels of a location side by side; else "strided"."""
+        for name, channel, step in (("planes", self.locations, 1), ("last", 1, self.channels)):
+            wanted = (channel, *(size * step for size in (self.grid[1] * self.grid[2], self.grid[2], 1)))
+            sizes = (self.channels, *self.grid)
+            if all(
+                size == 1 or stride == want
+                for tensor in strides
+                for size, stride, want in zip(sizes, tensor[1:], wanted, strict=True)
+            ):
+                return name
+        return "strided"
