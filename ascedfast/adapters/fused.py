@@ -61,7 +61,10 @@ class FusedSteps:
         self.lockstep, self.first, self.view = lockstep, first, view
         self.edited: Tensor | None = None
         self.counter = next((name for name in COUNTERS if hasattr(scheduler, name)), None)
-        self.integers = hasattr(scheduler, "model_outputs") or self.counter != "_step_index"
+        # Asked for once: a scheduler looks in its configuration for what it lacks, which takes a microsecond.
+        self.keeps_outputs = hasattr(scheduler, "model_outputs")
+        self.counts_orders = hasattr(scheduler, "lower_order_nums")
+        self.integers = self.keeps_outputs or self.counter != "_step_index"
         self.returns_x0 = base in RETURN_X0
         self.output = OUTPUTS.get(base, SchedulerOutput)
         config = host.config
@@ -124,25 +127,19 @@ class FusedSteps:
             return False  # stock raises
         if x.requires_grad or m.requires_grad:
             return False
-        return self._remembers(scheduler)
-
-    def _remembers(self, scheduler: SchedulerMixin) -> bool:
-        """Whether the solver's memory is as the last fused step left it."""
-        lockstep = self.lockstep
-        return not lockstep.reads_own_x0 or scheduler.model_outputs[-1] is lockstep.last_own_x0
+        # The solver's memory, as the last fused step left it.
+        return not (self.keeps_outputs and lockstep.reads_own_x0) or held["model_outputs"][-1] is lockstep.last_own_x0
 
     def _count(self, scheduler: SchedulerMixin, own: Tensor | None) -> None:
-        """The scheduler as the stock step would leave it."""
-        if hasattr(scheduler, "model_outputs"):
-            scheduler.model_outputs.append(own)  # in place, as stock does
-            del scheduler.model_outputs[0]
-        self._count_steps(scheduler)
-
-    def _count_steps(self, scheduler: SchedulerMixin) -> None:
-        if hasattr(scheduler, "lower_order_nums"):
-            scheduler.lower_order_nums = min(scheduler.lower_order_nums + 1, self.order)
+        """Leave the scheduler as the stock step would."""
+        held = scheduler.__dict__
+        if self.keeps_outputs:
+            held["model_outputs"].append(own)  # in place, as stock does
+            del held["model_outputs"][0]
+        if self.counts_orders:
+            held["lower_order_nums"] = min(held["lower_order_nums"] + 1, self.order)
         if self.counter is not None:
-            setattr(scheduler, self.counter, self.index + 1)
+            held[self.counter] = self.first + self.lockstep.step
 
     def _is_due(self, timestep: Any, index: int) -> bool:
         """Whether this is the timestep of that index. One on the device is known by its place in
@@ -168,6 +165,10 @@ class LinearSteps(FusedSteps):
 
     lockstep: LinearLockstep
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.keeps_outputs = False
+
     def step(self, scheduler: SchedulerMixin, m: Any, timestep: Any, x: Any, rest: dict[str, Any]) -> Any:
         """As ``FusedSteps.step``. Raises: RuntimeError where the run was changed under way."""
         out = super().step(scheduler, m, timestep, x, rest)
@@ -177,12 +178,6 @@ class LinearSteps(FusedSteps):
                 "scheduler, shapes, types or arguments changed): call set_timesteps, or use form='parity'"
             )
         return out
-
-    def _remembers(self, scheduler: SchedulerMixin) -> bool:
-        return True
-
-    def _count(self, scheduler: SchedulerMixin, own: Tensor | None) -> None:
-        self._count_steps(scheduler)
 
     def _repair(self, scheduler: SchedulerMixin, m: Tensor, x: Tensor) -> None:
         self.lockstep.repair(x, m, self.edited[:, 0])
