@@ -12,13 +12,10 @@ machine is. On a GPU the two models train side by side, on two GPUs each on its 
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -30,9 +27,9 @@ from emoji.data import load_emoji
 from emoji.nets import RECIPES
 from emoji.trainer import Trainer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-PLAIN_LINE_EVERY = 20.0  # seconds
+from ascedfast.lab.loop import follow
+
 DEFAULT_CHECKPOINTS = Path("asced-run/train-emoji")
 SMALL_IMAGES, SMALL_SIZE, SMALL_BATCH, SMALL_RATE = 64, 32, 16, 2e-3
 
@@ -126,31 +123,6 @@ def main(
     sharing = "training alone" if not plain or device == "cpu" else "shared with the other model's training"
     trainer.export(out / recipe.folder, len(emoji.names), sharing)
     console.print(f"{model}: wrote {out / recipe.folder}")
-
-
-def follow(steps: Iterator, trainer: Trainer, name: str, console: Console, plain: bool) -> None:
-    """Shows a run: a bar on a terminal, a line now and then elsewhere."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %  loss {task.fields[loss]:.4f}  {task.fields[speed]:.1f} it/s"),
-        TimeRemainingColumn(),
-    )
-    plain = plain or not console.is_terminal
-    loss = speed = None
-    with Progress(*columns, console=console, disable=plain) as bar:
-        task = bar.add_task(name, total=1.0, loss=math.nan, speed=0.0)
-        spoken = 0.0
-        for share, new_loss, new_speed in steps:
-            # Smoothed: one reading covers a few iterations.
-            loss = new_loss if loss is None else loss + 0.05 * (new_loss - loss)
-            speed = new_speed if speed is None else speed + 0.1 * (new_speed - speed)
-            bar.update(task, completed=share, loss=loss, speed=speed)
-            if plain and time.monotonic() - spoken > PLAIN_LINE_EVERY:
-                spoken = time.monotonic()
-                left = trainer.seconds * (1 / share - 1)
-                state = f"iteration {trainer.iteration}  loss {loss:.4f}  {speed:.1f} it/s  {left:.0f} s left"
-                console.print(f"{name}: {share:4.0%}  {state}")
 
 
 if __name__ == "__main__":
