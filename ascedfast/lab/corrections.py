@@ -7,7 +7,6 @@ default, and "official" is the same mask with the paper's perturbation of .1 (ga
 Noise is ``ascedfast.noise``'s: a row's bits depend on its seed alone.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -284,8 +283,3 @@ def _mask_of(name: str, subject: Subject, prefix: Prefix, images: Tensor, masks,
         return torch.ones_like(official)
     score = detectors.final_variance if name == "final variance" else detectors.trajectory_variance
     return detectors.by_map(score(prefix, images), CONFIGS["fast"]).grown
-
-
-def at_t_c(config: AscedConfig, t_c: int) -> AscedConfig:
-    """The same mode with another T_c, in executed steps."""
-    return dataclasses.replace(config, t_c=t_c)

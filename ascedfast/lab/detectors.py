@@ -22,7 +22,7 @@ Detector = Callable[["Prefix", Tensor], Tensor]
 
 
 class Found(NamedTuple):
-    """mask, grown: bool [R, H, W]. z: float32 [R, H, W], finite. severity: float64 [R], mean over locations of z*mask."""
+    """mask, grown: bool [R, H, W]. z: float32 [R, H, W], finite. severity: float64 [R], mean of z*mask."""
 
     mask: Tensor
     grown: Tensor

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""Batches of planted rows beside their twins."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ascedfast.lab.corrections import CONFIGS, Prefix, finish, t_c_of, watch
+from ascedfast.lab.planting import Plant, colour_direction, hold_steps, stroke_start
+from ascedfast.lab.regions import GREY_LEVEL, Box, draw_box, draw_box_on, largest_side, rms_difference
+from ascedfast.lab.sampling import start_noise
+from ascedfast.lab.subject import Subject, ability
+
+
+class Planted(NamedTuple):
+    """Rows that were planted, beside their twins. Images [R, C, H, W]; boxes as masks bool [R, H, W] at the grid.
+
+    contrast, levels: float64 [R], ``docs/measures.md``'s contrast and the same of the final images. kept: the rows of
+    the seeds that found a place on the wanted ground."""
+
+    prefix: Prefix
+    images: Tensor
+    twins: Tensor
+    boxes: Tensor
+    contrast: Tensor
+    levels: Tensor
+    kept: tuple[int, ...]
+
+
+def plant_rows(
+    subject: Subject, seeds: Sequence[int], kind: str, side: str = "middle", ground: str = "any"
+) -> Planted | None:
+    """Plant one artifact in each row. None where no row has such a ground.
+
+    Args:
+        kind: "trap-before", "trap-after" (T_c), "jump" or "stroke". Traps hold foreign content, a mix of the twin's and
+            the next row's final state, in rows of even seed; in the others their own prediction of two steps before.
+        side: "small" (8 locations, or a quarter of the grid), "middle" or "large" (half of the area).
+        ground: "plain", "textured" or "any".
+    """
+    schedule, grid = subject.schedule, tuple(subject.shape[1:])
+    first = stroke_step(subject) if kind == "stroke" else 0
+    noise = None
+    if kind == "stroke":
+        images = held_out(subject, seeds)
+        noise = start_noise([seed + (1 << 24) for seed in seeds], subject.shape).to(images)
+        x = stroke_start(images, [Plant.null(Box(0, 0, 1, 1))] * len(seeds), schedule.before[first], noise)
+    else:
+        x = subject.start(seeds)
+    twin = watch(subject, seeds, t_c=len(schedule) - first, x=x, first=first)
+    sides = {"small": min(8, max(1, max(grid) // 4)), "large": largest_side(grid)}
+    sides["middle"] = (sides["small"] + sides["large"]) // 2
+    kept, boxes = [], []
+    for i, seed in enumerate(seeds):
+        box = draw_box(seed, sides[side], grid)
+        if ground != "any":
+            box = draw_box_on(seed, sides[side], twin.x[i], ground)
+        if box is not None:
+            kept.append(i)
+            boxes.append(box)
+    if not kept:
+        return None
+    t_c = watch_t_c(subject, first)
+    plants = [_plant(subject, twin, i, seeds[i], box, kind, first, t_c) for i, box in zip(kept, boxes, strict=True)]
+    rows = torch.tensor(kept, device=x.device)
+    chosen = [seeds[i] for i in kept]
+    if kind == "stroke":
+        begin = stroke_start(images[rows], plants, schedule.before[first], noise[rows])
+        prefix = watch(subject, chosen, t_c=t_c, x=begin, first=first)
+    else:
+        prefix = watch(subject, chosen, t_c=t_c, x=x[rows], plants=plants)
+    masks = torch.stack([box.mask(grid) for box in boxes]).to(x.device)
+    seen = torch.stack([prefix.x0[min(plant.read_at - first, t_c - 1), i] for i, plant in enumerate(plants)])
+    clean = torch.stack([twin.x0[min(plant.read_at - first, t_c - 1), kept[i]] for i, plant in enumerate(plants)])
+    final = finish(subject, prefix)
+    scale = scale_of(subject, twin.x)
+    return Planted(
+        prefix,
+        subject.decode(final),
+        subject.decode(twin.x[rows]),
+        masks,
+        rms_difference(seen, clean, masks, **scale),
+        rms_difference(final, twin.x[rows], masks, **scale),
+        tuple(kept),
+    )
+
+
+def scale_of(subject: Subject, finals: Tensor) -> dict[str, Any]:
+    """clip and unit of ``regions.rms_difference``: grey levels, or of latents the channels' standard deviation."""
+    if getattr(subject, "latent", False):
+        return {"clip": None, "unit": finals.double().std((0, 2, 3)).clamp(min=1e-12).view(-1, 1, 1)}
+    return {"clip": 1.0, "unit": GREY_LEVEL}
+
+
+def watch_t_c(subject: Subject, first: int) -> int:
+    """T_c of "official", in executed steps of a run from ``first``."""
+    return t_c_of(subject.schedule, CONFIGS["official"], first)
+
+
+def stroke_step(subject: Subject) -> int:
+    """Where strokes start: seven steps before T_c, or as early as there are steps."""
+    return max(1, watch_t_c(subject, 0) - 7)
+
+
+def held_out(subject: Subject, seeds: Sequence[int]) -> Tensor:
+    """Clean states [n, C, H, W] that strokes are painted on: real images; of a latent model, other seeds' finals."""
+    if getattr(subject, "latent", False):
+        return watch(subject, [seed + (1 << 25) for seed in seeds], t_c=len(subject.schedule)).x
+    return ability(subject, "real")(len(seeds), seeds[0] % 1000)
+
+
+def _plant(subject: Subject, twin: Prefix, row: int, seed: int, box: Box, kind: str, first: int, t_c: int) -> Plant:
+    random = np.random.default_rng((seed, 0x91))
+    channels = subject.shape[0]
+    colour = colour_direction(seed, channels)
+    unit = 1.0 if not getattr(subject, "latent", False) else float(twin.x.std())
+    if kind == "stroke":
+        return Plant.stroke(box, first, colour.clamp(-1, 1) * random.uniform(0.3, 1.0) * unit)
+    # One change on either side of the plant is watched: a step before it, and one after it began.
+    start = int(random.integers(max(2, t_c - 6), max(3, t_c - 2)))
+    if kind == "jump":
+        return Plant.jump(box, start, colour, unit * math.exp(random.uniform(math.log(0.05), 0)))
+    total = len(subject.schedule)
+    steps = hold_steps(seed, start, t_c, total, before=kind == "trap-before")
+    if seed % 2:
+        return Plant.trap(box, start, steps, source=start - 2)
+    share = random.uniform(0.1, 1.0)
+    foreign = twin.x[(row + 1) % len(twin.x)]
+    return Plant.trap(box, start, steps, content=(1 - share) * twin.x[row] + share * foreign)

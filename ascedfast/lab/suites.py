@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: MIT
+"""Suites: which cells there are, what computes them, and what a computation may use.
+
+A cell's result is a dict with some of: ``figures``, a list of {measure, run, value, low, high, n}; ``values`` {run:
+{measure: number}} of one seed set; ``flags`` {run: "0110..."} of its images; ``series`` for plots; or ``absent``, a
+reason why this family has no such measurement.
+"""
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from ascedfast.lab.cells import read_cells, run_cells
+from ascedfast.lab.seeds import REPORTING_START, ReportingSeeds, TuningSeeds
+from ascedfast.lab.subject import MissingAbility, Subject, load
+
+Size = Literal["small", "full"]
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a family is in the tables. net: "unet" or "dit". linear: trained and sampled with linear betas. of: the
+    family that it is a weak twin of."""
+
+    net: str = "unet"
+    linear: bool = False
+    of: str | None = None
+
+
+ROLES: Mapping[str, Role] = {
+    "F1": Role(linear=True),
+    "F2": Role(),
+    "F3": Role(linear=True),
+    "F4": Role("dit"),
+    "F4-shift3": Role("dit"),
+    "F5": Role(linear=True),
+    "F1-class": Role(linear=True),
+    "F1-W8": Role(linear=True, of="F1"),
+    "F1-W6": Role(linear=True, of="F1"),
+    "F1-W4": Role(linear=True, of="F1"),
+    "F1-P30": Role(linear=True, of="F1"),
+    "F1-early": Role(linear=True, of="F1"),
+    "toy": Role(linear=True),
+    "toy-blend": Role("dit", linear=True, of="toy"),
+}
+MAIN = ("F1", "F2", "F3", "F4", "F4-shift3", "F5")
+WEAK = tuple(name for name, role in ROLES.items() if role.of == "F1")
+TRAINED_ON = {"F1": "F3", "F2": "F3", "F5": "F3", "F3": "F1", "toy": "toy-blend", "toy-blend": "toy"}
+"""Whose planted traps the stand-in was trained on, by the family that it is used on; a DiT's: F3."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One computation. part: which of the suite, for example a kind of plant. start, count: its reporting seeds."""
+
+    suite: str
+    family: str
+    part: str
+    size: str
+    start: int
+    count: int
+    settings: tuple[tuple[str, float | int | str], ...] = ()
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.settings)[name]
+
+
+@dataclass
+class Lab:
+    """What a computation uses. folder: of the results; the log of looks and the features lie beside them.
+
+    Args: seeds are handed out by ``seeds`` alone, which logs the look. batch: rows at once."""
+
+    folder: Path
+    device: str = "cpu"
+    source: str = "unknown"
+    batch: int = 500
+    subjects: dict[str, Subject] = field(default_factory=dict)
+    cache: dict[tuple, Any] = field(default_factory=dict)
+
+    def subject(self, name: str) -> Subject:
+        if name not in self.subjects:
+            self.subjects[name] = load(name, self.device)
+        return self.subjects[name]
+
+    def seeds(self, cell: Cell) -> range:
+        """The cell's reporting seeds, after a line in the log of looks."""
+        seeds = ReportingSeeds.of(cell.start, cell.count)
+        label = f"{cell.family} {cell.part} {cell.start}"
+        return seeds.look(self.folder / "looks.jsonl", suite=cell.suite, cell=label, source=self.source)
+
+    def tuning(self, count: int, start: int = 0) -> range:
+        return TuningSeeds.of(start, count).seeds
+
+    def batches(self, seeds: range) -> Iterator[range]:
+        """Parts of at most ``batch`` rows, none of a single row: a permutation among one is none."""
+        parts = max(1, -(-len(seeds) // self.batch))
+        edges = [round(i * len(seeds) / parts) for i in range(parts + 1)]
+        return (seeds[a:b] for a, b in itertools.pairwise(edges))
+
+
+@dataclass(frozen=True)
+class Suite:
+    """compute: "module:function" of this package, (cell, lab) -> result. cells: (family, size) -> its cells. families:
+    those of the full size."""
+
+    name: str
+    title: str
+    compute: str
+    cells: Callable[[str, str], list[Cell]]
+    families: tuple[str, ...]
+
+    def run(self, cell: Cell, lab: Lab) -> Result:
+        module, _, function = self.compute.partition(":")
+        try:
+            return getattr(__import__(f"ascedfast.lab.{module}", fromlist=[function]), function)(cell, lab)
+        except MissingAbility as error:
+            return {"absent": str(error)}
+
+
+def _cells(suite: str, parts: Sequence[str], small: int, full: int, sets: tuple[int, int] = (1, 1), **settings):
+    """A maker of cells: for each part so many seed sets of so many seeds."""
+
+    def make(family: str, size: str) -> list[Cell]:
+        count = small if size == "small" else full
+        chosen = {key: value[size == "full"] if isinstance(value, tuple) else value for key, value in settings.items()}
+        return [
+            Cell(suite, family, part, size, REPORTING_START + i * count, count, tuple(sorted(chosen.items())))
+            for part in parts
+            for i in range(sets[size == "full"])
+        ]
+
+    return make
+
+
+def _plants(family: str, size: str) -> list[Cell]:
+    sides = ("small", "large") if size == "small" else ("small", "middle", "large")
+    cells = []
+    for kind in ("trap-before", "trap-after", "jump", "stroke"):
+        for side in sides:
+            for ground in ("any",) if size == "small" else ("plain", "textured"):
+                settings = (("ground", ground), ("side", side), ("nulls", 40 if size == "small" else 1000))
+                count = 24 if size == "small" else 334
+                cells.append(Cell("detection", family, kind, size, REPORTING_START, count, settings))
+    return cells
+
+
+def _steps(family: str, size: str) -> list[Cell]:
+    counts = (10, 15, 25) if size == "small" else (10, 15, 25, 50, 100, 200)
+    count = 24 if size == "small" else 1000
+    return [Cell("evaluations", family, str(k), size, REPORTING_START, count, (("steps", k),)) for k in counts]
+
+
+T_C_SHARES = (0.20, 0.275, 0.35, 0.425, 0.50, 0.575, 0.65, 0.725, 0.80)
+SUITES: dict[str, Suite] = {
+    suite.name: suite
+    for suite in (
+        Suite("detection", "Planted artifacts found", "found:detection", _plants, MAIN),
+        Suite(
+            "calibration",
+            "Null runs flagged",
+            "found:calibration",
+            _cells("calibration", ("null",), 60, 2000, nulls=(40, 1000)),
+            MAIN,
+        ),
+        Suite(
+            "accuracy",
+            "Accuracy on whole images",
+            "found:accuracy",
+            _cells("accuracy", ("planted",), 60, 2000),
+            MAIN,
+        ),
+        Suite(
+            "natural",
+            "Null runs step by step: phases (Fig. 7), natural defects, scales",
+            "steps:natural",
+            _cells("natural", ("null",), 48, 2000),
+            (*MAIN, *WEAK),
+        ),
+        Suite(
+            "acceleration",
+            "Acceleration inside and outside (Fig. 4)",
+            "steps:acceleration",
+            _cells("acceleration", ("jump", "stroke", "natural"), 48, 1000, tuning=(24, 500)),
+            MAIN,
+        ),
+        Suite(
+            "strokes",
+            "Strokes and traps of equal contrast (Fig. 3)",
+            "steps:strokes",
+            _cells("strokes", ("pairs",), 32, 1000),
+            MAIN,
+        ),
+        Suite(
+            "corrections",
+            "Corrections compared",
+            "repairs:corrections",
+            _cells("corrections", ("set",), 24, 1000, sets=(3, 10)),
+            (*MAIN, *WEAK),
+        ),
+        Suite(
+            "diversity",
+            "Diversity inside the mask",
+            "repairs:diversity",
+            _cells("diversity", ("draws",), 12, 500, draws=(4, 16)),
+            MAIN,
+        ),
+        Suite(
+            "t_c",
+            "Quality against T_c (Fig. 8)",
+            "repairs:timing",
+            _cells("t_c", tuple(f"{share:g}" for share in T_C_SHARES), 24, 500, sets=(2, 10)),
+            (*MAIN, *WEAK),
+        ),
+        Suite(
+            "harm",
+            "Masks forced on clean images (Fig. 6)",
+            "repairs:harm",
+            _cells("harm", ("set",), 24, 1000, sets=(3, 10)),
+            MAIN,
+        ),
+        Suite("evaluations", "Evaluations against defects", "repairs:evaluations", _steps, WEAK),
+        Suite(
+            "probe",
+            "Linear probe (Fig. 9)",
+            "probe:probe",
+            _cells("probe", ("paths",), 60, 2000, train=(60, 4000)),
+            ("F1-class",),
+        ),
+        Suite("calls", "Calls of the model", "repairs:calls", _cells("calls", ("spy",), 8, 64), MAIN),
+    )
+}
+
+
+def cells_of(suites: Sequence[str], families: Sequence[str] | None, size: str) -> list[Cell]:
+    """The cells of some suites. families: None: each suite's own.
+
+    Raises: ValueError for an unknown suite, family or size."""
+    if size not in ("small", "full"):
+        raise ValueError(f"size must be small or full, got {size!r}")
+    for kind, names, known in (("suite", suites, SUITES), ("family", families or (), ROLES)):
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"unknown {kind} {unknown[0]!r}: choose of {', '.join(known)}")
+    return [
+        cell
+        for name in suites
+        for family in (SUITES[name].families if families is None else families)
+        for cell in SUITES[name].cells(family, size)
+    ]
+
+
+def command_of(suites: Sequence[str], families: Sequence[str], size: str) -> str:
+    """What to type to make these cells."""
+    words = [f"--suite {name}" for name in suites] + [f"--family {name}" for name in families]
+    return " ".join(["ascedfast lab run", *words, f"--size {size}"])
+
+
+def run_suite(name: str, families: Sequence[str] | None, size: str, lab: Lab, console: Console | None = None):
+    """Compute what is missing of a suite; {cell: result}. Raises: as ``cells.run_cells``."""
+    results = {}
+    for family in SUITES[name].families if families is None else families:
+        results |= run_cells(
+            cells_of([name], [family], size),
+            functools.partial(SUITES[name].run, lab=lab),
+            lab.folder / name,
+            console,
+            source=lab.source,
+            command=command_of([name], [family], size),
+            title=f"{name} {family}",
+        )
+        lab.cache.clear()
+    return results
+
+
+def read_results(
+    folder: Path, families: Sequence[str] | None, size: str, source: str, suites: Sequence[str] = tuple(SUITES)
+) -> dict[Cell, Result]:
+    """What is there of the suites. Raises: StaleResultError."""
+    results: dict[Cell, Result] = {}
+    for name in suites:
+        results |= read_cells(cells_of([name], families, size), folder / name, source=source)
+    return results
+
+
+NOT_MEASURING = ("cli", "report", "claims", "figures", "lab_plots")
+
+
+def source_hash() -> str:
+    """SHA-256 of the code that results depend on: the engine's arithmetic and the laboratory, less its reporting."""
+    here = Path(__file__).parent
+    engine = ("config", "detect", "noise", "ops", "process", "reference", "schedule")
+    files = [here.parent / f"{name}.py" for name in engine]
+    files += sorted(path for path in here.glob("*.py") if path.stem not in NOT_MEASURING)
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
