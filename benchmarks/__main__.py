@@ -22,7 +22,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 
 def main(
-    save: Annotated[bool, typer.Option("--save", help="Run `pytest -m gpu` first; write results/<gpu>.json.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Run the GPU tests first; write results/<gpu>.json.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Do saved results belong to this code? Exit 1 if not.")
     ] = False,

@@ -69,6 +69,21 @@ def test_the_solvers_own_prediction_is_returned():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["euler-epsilon", "flow", "ddim-epsilon-False", "dpm2-epsilon"])
+def test_states_have_the_stocks_types(name):
+    def types(config):
+        scheduler = LINEAR[name]()
+        scheduler.set_timesteps(12)
+        if hasattr(scheduler, "is_scale_input_called"):
+            scheduler.is_scale_input_called = True
+        if config is not None:
+            enable_asced(scheduler, config, seeds=0)
+        x, m = torch.zeros(1, 4, 24, 24, device=DEVICE), torch.zeros(1, 4, 24, 24, device=DEVICE).half()
+        return [out.dtype for out in scheduler.step(m, scheduler.timesteps[0], x, return_dict=False)]
+
+    assert types(settings(backend="triton", form="linear")) == types(None)
+
+
 def test_a_run_changed_under_way_says_so():
     scheduler = LINEAR["unipc2-epsilon"]()
     scheduler.set_timesteps(12)

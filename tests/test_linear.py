@@ -114,6 +114,7 @@ def test_probing_leaves_the_scheduler_and_the_random_numbers_alone():
         lambda: DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
         lambda: DPMSolverMultistepScheduler(variance_type="learned"),
         lambda: SASolverScheduler(),
+        lambda: SASolverScheduler(tau_func=lambda t: t < 100),  # noise that only the last step adds
         lambda: UniPCMultistepScheduler(solver_type="bh1", final_sigmas_type="zero"),  # NaN in stock
     ],
 )

@@ -165,10 +165,6 @@ class LinearSteps(FusedSteps):
 
     lockstep: LinearLockstep
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.keeps_outputs = False
-
     def step(self, scheduler: SchedulerMixin, m: Any, timestep: Any, x: Any, rest: dict[str, Any]) -> Any:
         """As ``FusedSteps.step``. Raises: RuntimeError where the run was changed under way."""
         out = super().step(scheduler, m, timestep, x, rest)
