@@ -18,6 +18,7 @@ from rich.table import Table
 
 from ascedfast._version import __version__
 from ascedfast.config import MODES, AscedConfig
+from ascedfast.lab.cli import app as lab_app
 from ascedfast.report import Report
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(lab_app, name="lab")
 err = Console(stderr=True)
 
 Mode = Annotated[str, typer.Option(help=f"One of {', '.join(MODES)}.")]

@@ -166,32 +166,40 @@ def detection(cell: Cell, lab: Lab) -> dict[str, Any]:
     outcomes = np.array([outcome(level) for level in rows.levels])
     figures = []
     groups = {"all": np.ones(len(outcomes), bool)}
-    groups |= {name: outcomes == name for name in ("persisting", "between", "absorbed")}
+    groups["persisting"] = outcomes == "persisting"
     for group, chosen in groups.items():
         if chosen.sum() >= 8:
-            figures += _detected(rows, nulls, chosen, "" if group == "all" else f" {group}")
-    counts = {name: int((outcomes == name).sum()) for name in ("persisting", "between", "absorbed")}
+            figures += _detected(rows, nulls, chosen, "" if group == "all" else f" {group}", cell["draws"])
+    kinds = ("persisting", "between", "absorbed")
+    counts = {name: int((outcomes == name).sum()) for name in kinds}
+    for name in ("absorbed", "between"):
+        if counts[name] >= 8:
+            for mode in CONFIGS:
+                found = wilson(int((rows.severity[mode][outcomes == name] > 0).sum()), counts[name])
+                figures.append(figure(f"flagged, own threshold, {name}", mode, found))
     contrasts = np.quantile(rows.contrast, [0.1, 0.25, 0.5, 0.75, 0.9])
     return {"figures": figures, "series": {"outcomes": counts, "contrast": contrasts.round(3).tolist()}}
 
 
-def _detected(rows: _Rows, nulls: dict[str, np.ndarray], chosen: np.ndarray, suffix: str) -> list[dict[str, Any]]:
+def _detected(
+    rows: _Rows, nulls: dict[str, np.ndarray], chosen: np.ndarray, suffix: str, draws: int
+) -> list[dict[str, Any]]:
     figures = []
     pools = {}
     boxes = rows.boxes[torch.from_numpy(chosen)]
     for name, z in rows.z.items():
         pools[name] = count_scores(z[torch.from_numpy(chosen)].numpy(), boxes.numpy())
-        figures.append(figure(f"pixel auroc{suffix}", name, pooled_auroc(pools[name])))
+        figures.append(figure(f"pixel auroc{suffix}", name, pooled_auroc(pools[name], draws=draws)))
         if name in CONFIGS:
-            less = pooled_auroc(pools[name], pooled_variance(pools, rows, chosen, boxes))
+            less = pooled_auroc(pools[name], pooled_variance(pools, rows, chosen, boxes), draws=draws)
             figures.append(figure(f"pixel auroc less final variance{suffix}", name, less))
         severity, overlap = rows.severity[name][chosen], rows.iou[name][chosen]
         # Nulls and plants are other images: each class is resampled on its own.
-        figures.append(figure(f"image auroc{suffix}", name, two_sample_auroc(severity, nulls[name])))
-        figures.append(figure(f"iou{suffix}", name, paired_bootstrap(np.mean, overlap)))
+        figures.append(figure(f"image auroc{suffix}", name, two_sample_auroc(severity, nulls[name], draws // 4)))
+        figures.append(figure(f"iou{suffix}", name, paired_bootstrap(np.mean, overlap, draws=draws)))
         for rate in RATES:
             hits = np.where(overlap >= HIT_IOU, severity, -np.inf)
-            found = recall_interval(nulls[name], hits, rate, draws=500)
+            found = recall_interval(nulls[name], hits, rate, draws=draws // 4)
             figures.append(figure(f"recall at {rate:.0%}{suffix}", name, found))
             hit = hits > threshold_at_rate(nulls[name], rate)
             usable = rows.contrast[chosen] > 1e-6

@@ -37,9 +37,10 @@ def plant_rows(
     """Plant one artifact in each row. None where no row has such a ground.
 
     Args:
-        kind: "trap-before", "trap-after" (T_c), "jump" or "stroke". Traps hold foreign content, a mix of the twin's and
-            the next row's final state, in rows of even seed; in the others their own prediction of two steps before.
-        side: "small" (8 locations, or a quarter of the grid), "middle" or "large" (half of the area).
+        kind: "trap-before", "trap-after" (T_c), "trap" (either, by the seed), "jump" or "stroke". Traps hold foreign
+            content, a mix of the twin's and the next row's final state, in rows of even seed; in the others their own
+            prediction of two steps before.
+        side: "small" (8 locations, or a quarter of the grid), "middle", "large" (half of the area) or "mixed".
         ground: "plain", "textured" or "any".
     """
     schedule, grid = subject.schedule, tuple(subject.shape[1:])
@@ -56,9 +57,10 @@ def plant_rows(
     sides["middle"] = (sides["small"] + sides["large"]) // 2
     kept, boxes = [], []
     for i, seed in enumerate(seeds):
-        box = draw_box(seed, sides[side], grid)
+        chosen = ("small", "middle", "large")[(seed // 4) % 3] if side == "mixed" else side
+        box = draw_box(seed, sides[chosen], grid)
         if ground != "any":
-            box = draw_box_on(seed, sides[side], twin.x[i], ground)
+            box = draw_box_on(seed, sides[chosen], twin.x[i], ground)
         if box is not None:
             kept.append(i)
             boxes.append(box)
@@ -67,12 +69,12 @@ def plant_rows(
     t_c = watch_t_c(subject, first)
     plants = [_plant(subject, twin, i, seeds[i], box, kind, first, t_c) for i, box in zip(kept, boxes, strict=True)]
     rows = torch.tensor(kept, device=x.device)
-    chosen = [seeds[i] for i in kept]
+    used = [seeds[i] for i in kept]
     if kind == "stroke":
         begin = stroke_start(images[rows], plants, schedule.before[first], noise[rows])
-        prefix = watch(subject, chosen, t_c=t_c, x=begin, first=first)
+        prefix = watch(subject, used, t_c=t_c, x=begin, first=first)
     else:
-        prefix = watch(subject, chosen, t_c=t_c, x=x[rows], plants=plants)
+        prefix = watch(subject, used, t_c=t_c, x=x[rows], plants=plants)
     masks = torch.stack([box.mask(grid) for box in boxes]).to(x.device)
     seen = torch.stack([prefix.x0[min(plant.read_at - first, t_c - 1), i] for i, plant in enumerate(plants)])
     clean = torch.stack([twin.x0[min(plant.read_at - first, t_c - 1), kept[i]] for i, plant in enumerate(plants)])
@@ -107,7 +109,9 @@ def stroke_step(subject: Subject) -> int:
 
 
 def held_out(subject: Subject, seeds: Sequence[int]) -> Tensor:
-    """Clean states [n, C, H, W] that strokes are painted on: real images; of a latent model, other seeds' finals."""
+    """Clean states [n, C, H, W] that strokes are painted on: real ones, encoded where the state is no image."""
+    if getattr(subject, "latent", False) and getattr(subject, "encode", None) is not None:
+        return subject.encode(ability(subject, "real")(len(seeds), seeds[0] % 1000))
     if getattr(subject, "latent", False):
         return watch(subject, [seed + (1 << 25) for seed in seeds], t_c=len(subject.schedule)).x
     return ability(subject, "real")(len(seeds), seeds[0] % 1000)
@@ -125,7 +129,7 @@ def _plant(subject: Subject, twin: Prefix, row: int, seed: int, box: Box, kind: 
     if kind == "jump":
         return Plant.jump(box, start, colour, unit * math.exp(random.uniform(math.log(0.05), 0)))
     total = len(subject.schedule)
-    steps = hold_steps(seed, start, t_c, total, before=kind == "trap-before")
+    steps = hold_steps(seed, start, t_c, total, before=kind == "trap-before" or (kind == "trap" and seed // 2 % 2 == 0))
     if seed % 2:
         return Plant.trap(box, start, steps, source=start - 2)
     share = random.uniform(0.1, 1.0)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What is repaired: corrections compared, diversity, the time of the correction, harm, evaluations, calls."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class _Collected:
             self.numbers["seam"].append(seam_energy(result.images, result.mask).cpu())
             self.numbers["seam before"].append(seam_energy(original, result.mask).cpu())
             self.numbers["change outside"].append(change_outside(result.images, original, result.mask).cpu())
-        if getattr(subject, "defects", None) is not None:
+        with contextlib.suppress(MissingAbility):
             self.defective.append(judged(subject, result.images)[0].cpu())
 
     def values(self, real: Tensor | None, n: int) -> dict[str, float]:
@@ -168,9 +169,10 @@ def timing(cell: Cell, lab: Lab) -> dict[str, Any]:
         prefix = watch(subject, seeds, t_c=t_c)
         original = None
         for name, result in compare(subject, prefix, tuple(kept)):
-            original = result.images if original is None else original
+            if original is None:
+                original = result.images
+                judged(subject, original[:2])  # without a judge there is nothing to measure
             kept[name].add(subject, result, original)
-    ability(subject, "defects")
     real = None
     if getattr(subject, "real", None) is not None and getattr(subject, "features", None) is not None:
         real = _real(subject, cell, lab)[0]

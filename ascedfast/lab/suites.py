@@ -39,9 +39,10 @@ ROLES: Mapping[str, Role] = {
     "F2": Role(),
     "F3": Role(linear=True),
     "F4": Role("dit"),
-    "F4-shift3": Role("dit"),
+    "F4-s1": Role("dit"),
+    "F4-px": Role("dit"),
     "F5": Role(linear=True),
-    "F1-class": Role(linear=True),
+    "F1c": Role(linear=True),
     "F1-W8": Role(linear=True, of="F1"),
     "F1-W6": Role(linear=True, of="F1"),
     "F1-W4": Role(linear=True, of="F1"),
@@ -50,7 +51,7 @@ ROLES: Mapping[str, Role] = {
     "toy": Role(linear=True),
     "toy-blend": Role("dit", linear=True, of="toy"),
 }
-MAIN = ("F1", "F2", "F3", "F4", "F4-shift3", "F5")
+MAIN = ("F1", "F2", "F3", "F4", "F4-s1", "F4-px", "F5")
 WEAK = tuple(name for name, role in ROLES.items() if role.of == "F1")
 TRAINED_ON = {"F1": "F3", "F2": "F3", "F5": "F3", "F3": "F1", "toy": "toy-blend", "toy-blend": "toy"}
 """Whose planted traps the stand-in was trained on, by the family that it is used on; a DiT's: F3."""
@@ -141,14 +142,25 @@ def _cells(suite: str, parts: Sequence[str], small: int, full: int, sets: tuple[
 
 
 def _plants(family: str, size: str) -> list[Cell]:
-    sides = ("small", "large") if size == "small" else ("small", "middle", "large")
+    """Every kind on every ground at every size apart, and, for claim C1, all sizes and places mixed. Of traps twice
+    as many there: the claim is about those that persist."""
+    small = size == "small"
+    common = (("draws", 100 if small else 2000), ("nulls", 40 if small else 1000))
+    strata = (
+        [("any", "middle")] if small else [(g, s) for g in ("plain", "textured") for s in ("small", "middle", "large")]
+    )
     cells = []
+    for kind, count in (
+        ("trap", 48 if small else 2000),
+        ("jump", 24 if small else 1000),
+        ("stroke", 24 if small else 1000),
+    ):
+        settings = (*common, ("ground", "any"), ("side", "mixed"))
+        cells.append(Cell("detection", family, kind, size, REPORTING_START, count, settings))
     for kind in ("trap-before", "trap-after", "jump", "stroke"):
-        for side in sides:
-            for ground in ("any",) if size == "small" else ("plain", "textured"):
-                settings = (("ground", ground), ("side", side), ("nulls", 40 if size == "small" else 1000))
-                count = 24 if size == "small" else 334
-                cells.append(Cell("detection", family, kind, size, REPORTING_START, count, settings))
+        for ground, side in strata:
+            settings = (*common, ("ground", ground), ("side", side))
+            cells.append(Cell("detection", family, kind, size, REPORTING_START, 24 if small else 334, settings))
     return cells
 
 
@@ -232,7 +244,7 @@ SUITES: dict[str, Suite] = {
             "Linear probe (Fig. 9)",
             "probe:probe",
             _cells("probe", ("paths",), 60, 2000, train=(60, 4000)),
-            ("F1-class",),
+            ("F1c",),
         ),
         Suite("calls", "Calls of the model", "repairs:calls", _cells("calls", ("spy",), 8, 64), MAIN),
     )
@@ -289,16 +301,20 @@ def read_results(
     return results
 
 
-NOT_MEASURING = ("cli", "report", "claims", "figures", "lab_plots")
+REPORTING = ("cli", "report", "claims", "figures", "lab_plots", "parity")
+TRAINING = ("training", "loop", "jobs", "cards", "model_cards")
+"""What makes the weights; the weights themselves are in the hash."""
 
 
 def source_hash() -> str:
-    """SHA-256 of the code that results depend on: the engine's arithmetic and the laboratory, less its reporting."""
+    """SHA-256 of what results depend on: the engine's arithmetic, the laboratory and its weights, less what only
+    trains or reports."""
     here = Path(__file__).parent
     engine = ("config", "detect", "noise", "ops", "process", "reference", "schedule")
     files = [here.parent / f"{name}.py" for name in engine]
-    files += sorted(path for path in here.glob("*.py") if path.stem not in NOT_MEASURING)
+    files += sorted(path for path in here.glob("*.py") if path.stem not in (*REPORTING, *TRAINING))
+    files += sorted(path for path in (here / "weights").rglob("*") if path.is_file() and path.suffix != ".md")
     digest = hashlib.sha256()
     for path in files:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(path.relative_to(here.parent).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

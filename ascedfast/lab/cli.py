@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""``ascedfast lab``: run suites, write the report, decide the claims. Heavy imports wait until a command runs."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, help="Measure what the method detects and repairs, with error bars.")
+err = Console(stderr=True)
+NEEDED = ("scipy", "torchmetrics", "matplotlib", "jinja2", "safetensors")
+
+Suites = Annotated[list[str] | None, typer.Option("--suite", help="A suite; may be given again. Default: all.")]
+Families = Annotated[list[str] | None, typer.Option("--family", help="A model family; may be given again.")]
+Size = Annotated[str, typer.Option(help="small (a CPU, minutes) or full (a GPU, about an hour).")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Out = Annotated[Path, typer.Option(help="Folder of the results; runs go on where they stopped.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+RESULTS = Path("benchmarks/results/lab")
+
+
+def fail(message: str) -> NoReturn:
+    err.print(f"[red]error:[/red] {escape(message)}", highlight=False)
+    raise typer.Exit(2)
+
+
+def check_extra() -> None:
+    """Exit unless the laboratory's extra is installed."""
+    import importlib.util
+
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if absent:
+        fail(f"the laboratory needs {', '.join(absent)}: pip install 'ascedfast[lab]'")
+
+
+@app.command()
+def run(
+    suite: Suites = None,
+    family: Families = None,
+    size: Size = "small",
+    device: Device = "cpu",
+    out: Out = RESULTS,
+    batch: Annotated[int, typer.Option(min=2, help="Rows at once.")] = 500,
+    as_json: Json = False,
+) -> None:
+    """Compute the cells that have no result yet."""
+    check_extra()
+    from ascedfast.cli import check_device, check_writable
+    from ascedfast.lab.cells import StaleResultError
+    from ascedfast.lab.suites import SUITES, Lab, cells_of, run_suite, source_hash
+
+    names = list(suite or SUITES)
+    try:
+        wanted = cells_of(names, family or None, size)
+    except ValueError as error:
+        fail(str(error))
+    check_device(device)
+    check_writable(out)
+    lab = Lab(out, device, source_hash(), batch)
+    results: dict[Any, Any] = {}
+    try:
+        for name in names:
+            results |= run_suite(name, family or None, size, lab, err)
+    except (StaleResultError, FileNotFoundError) as error:
+        fail(str(error))
+    absent = sorted({f"{cell.suite}, {cell.family}: {r['absent']}" for cell, r in results.items() if "absent" in r})
+    if as_json:
+        typer.echo(json.dumps({"cells": len(wanted), "absent": absent, "out": str(out), "source": lab.source}))
+        return
+    for line in absent:
+        Console().print(f"not measured: {line}", highlight=False, markup=False)
+    Console().print(f"{len(wanted)} cells in {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _figures(out: Path, families: list[str] | None, size: str) -> Any:
+    from ascedfast.lab.cells import StaleResultError
+    from ascedfast.lab.figures import Figures
+    from ascedfast.lab.suites import read_results, source_hash
+
+    try:
+        results = read_results(out, families, size, source_hash())
+    except (StaleResultError, ValueError) as error:
+        fail(str(error))
+    if not results:
+        fail(f"no results of size {size} in {out}: make them with `ascedfast lab run --size {size} --out {out}`")
+    return Figures(results, source_hash())
+
+
+def _parity(out: Path, wanted: bool) -> dict[str, Any] | None:
+    from ascedfast.lab.parity import NoCheckout, count
+
+    path = out / "parity.json"
+    if wanted:
+        try:
+            found = count(Path.cwd())
+        except NoCheckout as error:
+            fail(str(error))
+        path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+@app.command()
+def claims(
+    family: Families = None,
+    size: Size = "full",
+    out: Out = RESULTS,
+    parity: Annotated[bool, typer.Option(help="Run the parity tests of a checkout first, for C17.")] = False,
+    benchmarks: Annotated[Path, typer.Option(help="Saved benchmarks, for C10.")] = Path("benchmarks/results"),
+    table: Annotated[Path | None, typer.Option(help="Markdown page whose table is written anew.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Decide the 17 claims and write claims.json and figures.json beside the results."""
+    check_extra()
+    from ascedfast.lab.claims import MissingResults, decide
+    from ascedfast.lab.report import write_table
+
+    figures = _figures(out, family or None, size)
+    try:
+        verdicts, _ = decide(figures, size, family or None, benchmarks=benchmarks, parity=_parity(out, parity))
+        if table is not None:
+            write_table(table, verdicts)
+    except (MissingResults, ValueError) as error:
+        fail(str(error))
+    lines = ",\n".join(json.dumps(row) for row in verdicts)
+    (out / "claims.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    figures.save(out / "figures.json")
+    if as_json:
+        typer.echo(json.dumps(verdicts))
+        return
+    shown = Table("id", "verdict", "value", "low", "high", "n")
+    for row in verdicts:
+        shown.add_row(*(str(row[name]) for name in ("id", "verdict", "value", "low", "high", "n")))
+    Console().print(shown)
+
+
+@app.command()
+def report(
+    family: Families = None,
+    size: Size = "full",
+    out: Out = RESULTS,
+    benchmarks: Annotated[Path, typer.Option(help="Saved benchmarks, for C10.")] = Path("benchmarks/results"),
+    as_json: Json = False,
+) -> None:
+    """Write report.html and figures.json from what is there, the verdicts too where nothing is missing."""
+    check_extra()
+    from ascedfast.lab.claims import MissingResults, decide
+    from ascedfast.lab.report import write_page
+
+    figures = _figures(out, family or None, size)
+    verdicts, cases, notes = None, None, [f"Size {size}."]
+    try:
+        verdicts, cases = decide(figures, size, family or None, benchmarks=benchmarks, parity=_parity(out, False))
+    except MissingResults as error:
+        notes.append(f"No verdicts: {error}")
+    figures.save(out / "figures.json")
+    path = write_page(out / "report.html", figures, verdicts, cases, notes)
+    if as_json:
+        typer.echo(json.dumps({"report": str(path), "figures": len(figures.all), "verdicts": verdicts}))
+        return
+    Console().print(f"open {path}", highlight=False, markup=False, soft_wrap=True)
