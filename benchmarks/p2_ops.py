@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""P2, op by op: each op's time over its ceiling, and robust_threshold beside plain and compiled torch.
+"""P2, op by op: each op's time over its ceiling.
 
 A ceiling is one launch, or the op's bytes at the copy bandwidth, whichever takes longer.
 """
@@ -10,12 +10,11 @@ from functools import partial
 import torch
 
 from ascedfast import ops
-from benchmarks import plain
 from benchmarks.device import floor_us, graph_us, nbytes
 from benchmarks.fused_step import step_call
 from benchmarks.loops import frames, randn
 from benchmarks.measurement import Bench, Cases, Measurement, sizes_of
-from benchmarks.targets import DETECTED, OPS
+from benchmarks.targets import OPS
 
 WINDOW = 12
 CALLS = 16
@@ -24,27 +23,22 @@ OpCall = tuple[Callable[[], object], int]
 
 
 def cases(bench: Bench) -> Cases:
-    """Each op on a latent and on a pixel plane; robust_threshold against plain torch on three planes."""
+    """Each op on a latent and on a pixel plane."""
     found: Cases = {}
     for plane in ("128x128", "256x256"):
         side = bench.side(sizes_of(plane)[0])
         shape = (1, 4 if plane == "128x128" else 3, side, side)
         found |= {f"P2/op/{op}/{plane}": partial(_over_ceiling, bench, op, shape) for op in OPS}
-    for plane in DETECTED:
-        found |= {
-            f"P2/robust_threshold/{plane}/{rival}": partial(_against_torch, bench, rival, sizes_of(plane)[0])
-            for rival in ("plain", "compiled")
-        }
     return found
 
 
-def _maps(bench: Bench, side: int, count: int = WINDOW) -> torch.Tensor:
+def changes(bench: Bench, side: int, count: int = WINDOW) -> torch.Tensor:
     """Changes between slow fields in which a square jumps: [count, 1, 1, side, side]."""
     seen = frames((1, 3, side, side), count + 1, bench.device)
     return (seen[1:] - seen[:-1]).abs().mean(2, keepdim=True)
 
 
-def _op_call(op: str, shape: tuple[int, ...], bench: Bench) -> OpCall:
+def op_call(op: str, shape: tuple[int, ...], bench: Bench) -> OpCall:
     """The op on inputs as a run has them, and the bytes that its contract makes it read and write."""
     device = bench.device
     if op == "step_dynamics":
@@ -54,7 +48,7 @@ def _op_call(op: str, shape: tuple[int, ...], bench: Bench) -> OpCall:
     mask = torch.zeros(rows, height, width, dtype=torch.bool, device=device)
     mask[:, height // 4 : height // 2, width // 4 : width // 2] = True
     if op == "robust_threshold":
-        maps = _maps(bench, height)
+        maps = changes(bench, height)
         return partial(ops.robust_threshold, maps, **STATISTICS, z_floor=0.5 / 127.5), nbytes(maps) + 5 * mask.numel()
     if op == "label_regions":
         rules = {"connectivity": 4, "min_area": 25, "max_area": 2500, "core_width": 3}
@@ -78,7 +72,7 @@ def _history_fill_call(shape: tuple[int, ...], bench: Bench, mask: torch.Tensor)
 
 
 def _over_ceiling(bench: Bench, op: str, shape: tuple[int, ...]) -> Measurement:
-    call, size = _op_call(op, shape, bench)
+    call, size = op_call(op, shape, bench)
     times, how = graph_us([call] * (1 if bench.quick else CALLS), bench.device, bench.repeats(20))
     ceiling = floor_us(bench.device, size)
     return Measurement(
@@ -91,23 +85,4 @@ def _over_ceiling(bench: Bench, op: str, shape: tuple[int, ...]) -> Measurement:
         p20=times.p20 / ceiling,
         p80=times.p80 / ceiling,
         note=f"timed by {how}, in cache",
-    )
-
-
-def _against_torch(bench: Bench, rival: str, side: int) -> Measurement:
-    maps = _maps(bench, bench.side(side))
-    theirs = plain.flags if rival == "plain" else plain.compiled(bench.quick)
-    repeats = bench.repeats(20)
-    ours_us, how = graph_us(
-        [partial(ops.robust_threshold, maps, **STATISTICS, z_floor=0.5 / 127.5)], bench.device, repeats
-    )
-    theirs_us, their_how = graph_us([partial(theirs, maps[:, 0, 0])], bench.device, repeats)
-    return Measurement(
-        value=ours_us.p50 / theirs_us.p50,
-        shape=tuple(maps.shape),
-        dtype=maps.dtype,
-        baseline=f"{rival} torch on the same device, no labelling (by {their_how})",
-        ours_us=ours_us.p50,
-        baseline_us=theirs_us.p50,
-        note=f"timed by {how}",
     )

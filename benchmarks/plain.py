@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Baselines (b) and (c): the statistics of the detector in plain torch, as one would write them, and compiled.
+"""Baselines (b) and (c): the ops in plain torch, as one would write them, and compiled.
 
-Smoothing, median, MAD, threshold and union; no labelling, which plain torch has no operator for.
+No labelling, which plain torch has no operator for; noise is torch's own, without seeds a row.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,32 @@ def flags(maps: Tensor, mad_scale: float = 3.0, mad_floor: float = 0.5 / 127.5, 
     return (values > middle + mad_scale * 1.4826 * deviation.clamp(min=mad_floor)).any(0).view(maps.shape[1:])
 
 
-def compiled(quick: bool) -> Callable[..., Tensor]:
-    """``flags`` under torch.compile; with the eager backend where only the harness is tried out."""
-    return torch.compile(flags, fullgraph=True, dynamic=False, backend="eager" if quick else "inductor")
+def step(x: Tensor, m: Tensor, x0_prev: Tensor, a: float, b: float, delta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A flow-matching step, x0_hat and its dynamics: [R, C, H, W] -> the next state, float32 x0_hat, d [R, H, W]."""
+    wide, output = x.float(), m.float()
+    x0 = a * wide + b * output
+    return (wide + delta * output).to(x.dtype), x0, (x0 - x0_prev).abs().mean(1)
+
+
+def dilate(mask: Tensor, radius: int) -> Tensor:
+    """bool [R, H, W] grown by a square."""
+    return F.max_pool2d(mask[:, None].half(), 2 * radius + 1, 1, radius)[:, 0] > 0
+
+
+def renoise(x: Tensor, mask: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The noised prediction inside the mask, [R, C, H, W]; alpha, sigma [R]."""
+    level = (slice(None), None, None, None)
+    return torch.where(mask[:, None], (alpha[level] * x0 + sigma[level] * torch.randn_like(x0)).to(x.dtype), x)
+
+
+def fill(entry: Tensor, mask: Tensor, current: Tensor) -> Tensor:
+    """The current value inside the mask, [R, C, H, W]."""
+    return torch.where(mask[:, None], current, entry)
+
+
+def compiled(function: Callable[..., Any], quick: bool) -> Callable[..., Any]:
+    """A function of this file under torch.compile; with the eager backend where only the harness is tried out."""
+    return torch.compile(function, fullgraph=True, dynamic=False, backend="eager" if quick else "inductor")
 
 
 def _folded(maps: Tensor, radius: int) -> Tensor:

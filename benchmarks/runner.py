@@ -12,7 +12,7 @@ from benchmarks.targets import TARGETS
 
 FILES = {
     "P1": ("p1_scheduler",),
-    "P2": ("p2_run", "p2_ops"),
+    "P2": ("p2_run", "p2_ops", "p2_rivals"),
     "P3": ("p3_bandwidth",),
     "P4": ("p4_pipelines",),
     "P5": ("p5_launches",),

@@ -35,7 +35,10 @@ GROWTH = [
 ]
 """P7: one channel where four would not fit into the memory of a GPU."""
 DETECTED = ("64x64", "128x128", "256x256")
-"""Planes of the comparisons of robust_threshold with plain torch, 12 maps each."""
+"""Planes of the comparisons with plain torch; robust_threshold has 12 maps of each."""
+RIVALS = ("plain", "compiled")
+RIVALED = ("step_dynamics", "robust_threshold", "dilate_mask", "renoise_", "history_fill_")
+"""Ops that plain torch can do: it has nothing that labels regions."""
 OPS = ("step_dynamics", "robust_threshold", "label_regions", "dilate_mask", "renoise_", "history_fill_")
 
 
@@ -75,11 +78,12 @@ def _targets() -> list[Target]:
         found.append(Target(f"P2/{run}/difference", None, "us of a run, ours less stock"))
         found.append(Target(f"P2/{run}/T_c", None, "us at T_c"))
         found.append(Target(f"P2/{run}/released", RELEASED[run], "of the released detector's time"))
-    for plane in DETECTED:
-        found += [
-            Target(f"P2/robust_threshold/{plane}/{rival}", 1.0, f"of {rival} torch's time")
-            for rival in ("plain", "compiled")
-        ]
+    found += [
+        Target(f"P2/{op}/{plane}/{rival}", 1.0, f"of {rival} torch's time")
+        for op in RIVALED
+        for plane in DETECTED
+        for rival in RIVALS
+    ]
     found += [
         Target(f"P2/op/{op}/{plane}", None, "times its ceiling") for op in OPS for plane in ("128x128", "256x256")
     ]
