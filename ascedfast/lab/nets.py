@@ -30,7 +30,7 @@ def unet32(classes: int | None = None, small: bool = False) -> UNet2DModel:
 
 
 def latent_dit(small: bool = False) -> PixArtTransformer2DModel:
-    """4x16x16 latents, a token a location, blocks that share one modulation; 1,771,204 parameters when not small."""
+    """4x16x16 latents, a token a location, blocks that share one modulation; 1,461,604 parameters when not small."""
     model = PixArtTransformer2DModel(
         sample_size=16,
         in_channels=4,
@@ -38,7 +38,7 @@ def latent_dit(small: bool = False) -> PixArtTransformer2DModel:
         patch_size=1,
         num_attention_heads=2 if small else 5,
         attention_head_dim=16 if small else 32,
-        num_layers=1 if small else 5,
+        num_layers=1 if small else 4,
         cross_attention_dim=None,
         caption_channels=None,
         use_additional_conditions=False,
