@@ -44,7 +44,8 @@ def run(
     size: Size = "small",
     device: Device = "cpu",
     out: Out = RESULTS,
-    batch: Annotated[int, typer.Option(min=2, help="Rows at once.")] = 500,
+    batch: Annotated[int, typer.Option(min=2, help="Rows at once; results of two sizes are not the same.")] = 500,
+    features: Annotated[bool, typer.Option(help="Keep the features of the corrections compared.")] = True,
     as_json: Json = False,
 ) -> None:
     """Compute the cells that have no result yet."""
@@ -60,7 +61,7 @@ def run(
         fail(str(error))
     check_device(device)
     check_writable(out)
-    lab = Lab(out, device, source_hash(), batch)
+    lab = Lab(out, device, source_hash(), batch, features)
     results: dict[Any, Any] = {}
     try:
         for name in names:

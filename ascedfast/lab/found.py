@@ -20,9 +20,9 @@ from ascedfast.lab.sampling import start_noise
 from ascedfast.lab.statistics import (
     Estimate,
     auroc,
+    bootstrap_of_means,
     count_scores,
     iou,
-    paired_bootstrap,
     pooled_auroc,
     recall_interval,
     threshold_at_rate,
@@ -40,8 +40,11 @@ def figure(measure: str, run: str, estimate: Estimate) -> dict[str, Any]:
     return {"measure": measure, "run": run, **estimate.to_dict()}
 
 
-class _Rows(NamedTuple):
-    """Of many batches: per mode z, severity and IoU, and what the plants were."""
+class Rows(NamedTuple):
+    """Planted rows as a detector saw them.
+
+    z: float32 [n, H, W]; severity, iou: float64 [n], of each detector by name. boxes: bool [n, H, W]. contrast, levels:
+    float64 [n], at planting and in the final image."""
 
     z: dict[str, Tensor]
     severity: dict[str, np.ndarray]
@@ -108,7 +111,7 @@ def stand_in(lab: Lab, family: str) -> Segmenter:
     return lab.subjects[key]
 
 
-def _gather(cell: Cell, lab: Lab, kind: str, side: str, ground: str) -> _Rows:
+def _gather(cell: Cell, lab: Lab, kind: str, side: str, ground: str) -> Rows:
     subject = lab.subject(cell.family)
     using = scorers(subject, lab, cell.family)
     z: dict[str, list] = {name: [] for name in using}
@@ -129,7 +132,7 @@ def _gather(cell: Cell, lab: Lab, kind: str, side: str, ground: str) -> _Rows:
         levels.append(planted.levels.cpu())
     if not boxes:
         raise MissingAbility(f"no final image of {cell.family} has {ground} ground of that size")
-    return _Rows(
+    return Rows(
         {name: torch.cat(parts) for name, parts in z.items()},
         {name: torch.cat(parts).numpy() for name, parts in severity.items()},
         {name: np.concatenate(parts) for name, parts in overlap.items()},
@@ -169,7 +172,7 @@ def detection(cell: Cell, lab: Lab) -> dict[str, Any]:
     groups["persisting"] = outcomes == "persisting"
     for group, chosen in groups.items():
         if chosen.sum() >= 8:
-            figures += _detected(rows, nulls, chosen, "" if group == "all" else f" {group}", cell["draws"])
+            figures += detected(rows, nulls, chosen, "" if group == "all" else f" {group}", cell["draws"])
     kinds = ("persisting", "between", "absorbed")
     counts = {name: int((outcomes == name).sum()) for name in kinds}
     for name in ("absorbed", "between"):
@@ -181,9 +184,13 @@ def detection(cell: Cell, lab: Lab) -> dict[str, Any]:
     return {"figures": figures, "series": {"outcomes": counts, "contrast": contrasts.round(3).tolist()}}
 
 
-def _detected(
-    rows: _Rows, nulls: dict[str, np.ndarray], chosen: np.ndarray, suffix: str, draws: int
+def detected(
+    rows: Rows, nulls: dict[str, np.ndarray], chosen: np.ndarray, suffix: str, draws: int
 ) -> list[dict[str, Any]]:
+    """Figures of the chosen rows against null runs.
+
+    Args: nulls: severities [m] of null runs, a detector. chosen: bool [n]. suffix: of the measures' names. draws: of
+    the bootstrap."""
     figures = []
     pools = {}
     boxes = rows.boxes[torch.from_numpy(chosen)]
@@ -191,12 +198,16 @@ def _detected(
         pools[name] = count_scores(z[torch.from_numpy(chosen)].numpy(), boxes.numpy())
         figures.append(figure(f"pixel auroc{suffix}", name, pooled_auroc(pools[name], draws=draws)))
         if name in CONFIGS:
+            control = count_scores(z[torch.from_numpy(chosen)].numpy(), boxes.roll(1, 0).numpy())
+            found = pooled_auroc(control, draws=draws)
+            figures.append(figure(f"pixel auroc, boxes permuted{suffix}", name, found))
             less = pooled_auroc(pools[name], pooled_variance(pools, rows, chosen, boxes), draws=draws)
             figures.append(figure(f"pixel auroc less final variance{suffix}", name, less))
         severity, overlap = rows.severity[name][chosen], rows.iou[name][chosen]
         # Nulls and plants are other images: each class is resampled on its own.
         figures.append(figure(f"image auroc{suffix}", name, two_sample_auroc(severity, nulls[name], draws // 4)))
-        figures.append(figure(f"iou{suffix}", name, paired_bootstrap(np.mean, overlap, draws=draws)))
+        mean = bootstrap_of_means(lambda means: means[..., 0], overlap[:, None], draws)
+        figures.append(figure(f"iou{suffix}", name, mean))
         for rate in RATES:
             hits = np.where(overlap >= HIT_IOU, severity, -np.inf)
             found = recall_interval(nulls[name], hits, rate, draws=draws // 4)
@@ -212,7 +223,7 @@ def _detected(
     return figures
 
 
-def pooled_variance(pools: dict, rows: _Rows, chosen: np.ndarray, boxes: Tensor):
+def pooled_variance(pools: dict, rows: Rows, chosen: np.ndarray, boxes: Tensor):
     if "final variance" not in pools:
         pools["final variance"] = count_scores(
             rows.z["final variance"][torch.from_numpy(chosen)].numpy(), boxes.numpy()

@@ -111,10 +111,10 @@ def stroke_step(subject: Subject) -> int:
 def held_out(subject: Subject, seeds: Sequence[int]) -> Tensor:
     """Clean states [n, C, H, W] that strokes are painted on: real ones, encoded where the state is no image."""
     if getattr(subject, "latent", False) and getattr(subject, "encode", None) is not None:
-        return subject.encode(ability(subject, "real")(len(seeds), seeds[0] % 1000))
+        return subject.encode(ability(subject, "real")(len(seeds), seeds[0]))
     if getattr(subject, "latent", False):
         return watch(subject, [seed + (1 << 25) for seed in seeds], t_c=len(subject.schedule)).x
-    return ability(subject, "real")(len(seeds), seeds[0] % 1000)
+    return ability(subject, "real")(len(seeds), seeds[0])
 
 
 def _plant(subject: Subject, twin: Prefix, row: int, seed: int, box: Box, kind: str, first: int, t_c: int) -> Plant:

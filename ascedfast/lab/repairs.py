@@ -95,7 +95,7 @@ def _device(lab: Lab, *tensors: Tensor) -> list[Tensor]:
 
 
 def corrections(cell: Cell, lab: Lab) -> dict[str, Any]:
-    """One seed set through every run. Features are kept beside the results, in float16; images are not."""
+    """One seed set through every run. Features may be kept beside the results, in float16; images are not."""
     subject = lab.subject(cell.family)
     more = more_detectors(subject, lab, cell.family)
     runs = (*RUNS, *more)
@@ -112,10 +112,11 @@ def corrections(cell: Cell, lab: Lab) -> dict[str, Any]:
         one.features = [part.to(lab.device) for part in one.features]
         values[name] = one.values(real, cell.count)
     values["real against real"] = distances(real, other, cell.count)
-    folder = lab.folder / "features"
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: torch.cat(one.features).half().cpu().contiguous() for name, one in kept.items()}
-    save_file(tensors, folder / file_name(cell).replace(".json", ".safetensors"))
+    if lab.keep_features:
+        folder = lab.folder / "features"
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: torch.cat(one.features).half().cpu().contiguous() for name, one in kept.items()}
+        save_file(tensors, folder / file_name(cell).replace(".json", ".safetensors"))
     flags = {name: one.flags() for name, one in kept.items() if one.defective}
     return {"values": values, "flags": flags}
 

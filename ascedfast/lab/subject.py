@@ -148,10 +148,9 @@ class Toy:
 
     def real(self, count: int, offset: int = 0) -> Tensor:
         noise = start_noise(range(offset, offset + count), self.shape).to(self.device)
-        generator = torch.Generator().manual_seed(offset)
         tiles = (self.size // self.tile) ** 2
-        picked = torch.randint(2, (count, tiles), generator=generator).to(self.device)
-        chosen = torch.where(picked[..., None] == 0, self.looks[0], self.looks[1])
+        picked = start_noise(range(offset + (1 << 26), offset + count + (1 << 26)), (tiles, 1)).to(self.device) > 0
+        chosen = torch.where(picked, self.looks[0], self.looks[1])
         return self._join(chosen) + self.spread * noise
 
     def features(self, images: Tensor) -> Tensor:

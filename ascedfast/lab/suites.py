@@ -77,12 +77,17 @@ class Cell:
 class Lab:
     """What a computation uses. folder: of the results; the log of looks and the features lie beside them.
 
-    Args: seeds are handed out by ``seeds`` alone, which logs the look. batch: rows at once."""
+    Seeds are handed out by ``seeds`` alone, which logs the look.
+
+    Args: batch: rows at once; a part of the experiment, for a permuted mask and a trap's foreign content come from the
+    next row of the batch. keep_features: of the corrections compared, about 4 MB a full cell.
+    """
 
     folder: Path
     device: str = "cpu"
     source: str = "unknown"
     batch: int = 500
+    keep_features: bool = True
     subjects: dict[str, Subject] = field(default_factory=dict)
     cache: dict[tuple, Any] = field(default_factory=dict)
 

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: MIT
+"""The small suites from end to end on the toy: cells, figures, verdicts, page, command line."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from ascedfast.cli import app
+from ascedfast.lab import cli, probe, suites
+from ascedfast.lab.claims import CLAIMS, MissingResults, decide
+from ascedfast.lab.figures import Figures
+from ascedfast.lab.report import claims_table, number, write_page, write_table
+from ascedfast.lab.seeds import REPORTING_START, read_looks
+from ascedfast.lab.suites import SUITES, Lab, cells_of, read_results, run_suite
+
+FAMILY = ["toy-blend"]
+PARITY = {"sequences": 1040, "passed": 20, "failed": 0}
+
+
+def quiet():
+    return Console(file=io.StringIO())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    records = [{"id": "P2/256x256x3", "ours_us": 140.0, "command": "b"}, {"id": "P4/SDXL", "value": 1.001}]
+    (folder / "benchmarks.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def figures(folder):
+    lab = Lab(folder, source="one")
+    results = {}
+    for name in SUITES:
+        results |= run_suite(name, FAMILY, "small", lab, quiet())
+    return Figures(results, "one")
+
+
+@pytest.fixture(scope="module")
+def decided(figures, folder):
+    return decide(figures, "small", FAMILY, benchmarks=folder, parity=PARITY)
+
+
+def test_every_suite_gives_figures_on_the_toy(figures):
+    assert {one.suite for one in figures.all} == set(SUITES)
+    for one in figures.all:
+        assert one.n >= 1
+        assert one.seeds[0] >= REPORTING_START
+        assert one.command.startswith(f"ascedfast lab run --suite {one.suite}")
+        assert not one.low > one.high, one
+        json.dumps(one.to_dict(), allow_nan=False)
+
+
+def test_the_shared_seeds_make_the_pairs(figures):
+    area = {run: figures.find("corrections", *FAMILY, "area", run).value for run in ("official", "permuted", "rolled")}
+    assert area["official"] == area["permuted"] == area["rolled"] > 0
+    assert figures.find("corrections", *FAMILY, "area", "whole image").value == 1
+    assert figures.find("corrections", *FAMILY, "change outside", "original").value == 0
+    # Tiles do not know each other: what is outside of every mask stays.
+    assert figures.find("calls", *FAMILY, "calls more than the plain run", "official").value == 0
+    more = figures.find("corrections", *FAMILY, "fd_local", "real against real")
+    assert more.low <= more.value <= more.high
+
+
+def test_features_are_kept_and_images_are_not(figures, folder):
+    from safetensors.torch import load_file
+
+    files = sorted((folder / "features").glob("*.safetensors"))
+    assert len(files) == 3
+    kept = load_file(files[0])
+    assert {"original", "official", "segmenter (stand-in)"} <= kept.keys()
+    assert kept["official"].shape == (24, 8)
+    assert kept["official"].dtype == torch.float16
+
+
+def test_every_look_at_the_reporting_seeds_is_logged(figures, folder):
+    looks = read_looks(folder / "looks.jsonl")
+    absent = sum("absent" in result for result in figures.results.values())  # some are known before a look
+    assert len(figures.results) - absent <= len(looks) <= len(figures.results)
+    assert {look["suite"] for look in looks} == set(SUITES)
+
+
+def test_a_run_goes_on_where_it_stopped(figures, folder, monkeypatch):
+    monkeypatch.setattr(suites, "load", lambda *_: pytest.fail("a cell was computed again"))
+    again = run_suite("calls", FAMILY, "small", Lab(folder, source="one"), quiet())
+    assert len(again) == 1
+    assert len(read_results(folder, FAMILY, "small", "one")) == len(figures.results)
+
+
+def test_the_verdicts_of_the_toy(decided):
+    rows, cases = decided
+    assert [row["id"] for row in rows] == [claim.id for claim in CLAIMS]
+    allowed = {"reproduced", "not reproduced", "not testable here"}
+    for row in rows:
+        assert row.keys() == {"id", "verdict", "value", "low", "high", "n", "command"}
+        assert row["verdict"] in allowed
+    verdicts = {row["id"]: row["verdict"] for row in rows}
+    assert verdicts["C8"] == "not testable here"
+    assert verdicts["C11"] == verdicts["C17"] == verdicts["C10"] == "reproduced"
+    assert verdicts["C12"] == "not reproduced"  # forced masks do break the toy's clean images
+    assert cases["C11"][0].family == "toy-blend"
+
+
+def test_the_page_stands_alone_and_speaks(figures, decided, tmp_path):
+    page = write_page(tmp_path / "report.html", figures, *decided, notes=["A note <b>."]).read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert "http" not in re.sub(r"data:[^\"]*", "", page)
+    assert 'name="viewport"' in page
+    assert "A note &lt;b&gt;." in page
+    alts = re.findall(r'<img src="data:[^"]*" alt="([^"]*)"', page)
+    assert len(alts) == page.count("<img")
+    assert len(alts) >= 16
+    assert all(len(alt) > 20 for alt in alts)
+    for suite in SUITES.values():
+        assert suite.title in page
+    assert "No verdicts" in write_page(tmp_path / "bare.html", figures).read_text()
+
+
+def test_the_table_is_written_between_its_marks(decided, tmp_path):
+    rows, _ = decided
+    page = write_table(tmp_path / "lab.md", rows)
+    assert page.read_text().count("| C1") == 9
+    page.write_text(page.read_text().replace("# What", "# Kept. What") + "\nThe end.\n")
+    write_table(page, rows[:3])
+    assert "# Kept." in page.read_text()
+    assert page.read_text().endswith("The end.\n")
+    assert page.read_text().count("| C") == 3
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="marks"):
+        write_table(page, rows)
+    assert claims_table(rows).count("\n") == 18
+    assert [number(v) for v in (None, float("nan"), "inf", 0.12345)] == ["-", "none", "unbounded", "0.123"]
+
+
+def test_missing_cells_are_named(figures, folder):
+    part = {cell: result for cell, result in figures.results.items() if cell.suite != "harm"}
+    with pytest.raises(MissingResults, match=r"3 of \d+ cells.*harm/toy-blend/set from seed 1000000.*--suite harm"):
+        decide(Figures(part, "one"), "small", FAMILY, benchmarks=folder, parity=PARITY)
+
+
+def test_the_full_cells_are_as_large_as_the_measures_ask():
+    cells = cells_of(list(SUITES), None, "full")
+    assert len(set(cells)) == len(cells)
+
+    def total(suite, family, part=None):
+        return [c.count for c in cells if (c.suite, c.family) == (suite, family) and part in (None, c.part)]
+
+    assert total("corrections", "F1") == [1000] * 10
+    assert total("harm", "F5") == [1000] * 10
+    assert total("t_c", "F1-W4", "0.5") == [500] * 10
+    assert len({c.part for c in cells if c.suite == "t_c"}) == 9
+    assert total("natural", "F1-W4") == total("accuracy", "F1") == total("probe", "F1c") == [2000]
+    assert total("evaluations", "F1-W4") == [1000] * 6
+    with pytest.raises(ValueError, match="unknown suite"):
+        cells_of(["nothing"], None, "full")
+    with pytest.raises(ValueError, match="size must be"):
+        cells_of(["calls"], None, "huge")
+
+
+def test_a_probe_learns_a_line_and_not_noise():
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(600, 10, generator=generator)
+    labels = (states[:, 0] > 0).long()
+    weights = probe.fit(states[:300], labels[:300])
+    assert float((probe.predict(weights, states[300:]) == labels[300:]).double().mean()) > 0.9
+    random = torch.randint(2, (600,), generator=generator)
+    weights = probe.fit(states[:300], random[:300])
+    assert abs(float((probe.predict(weights, states[300:]) == random[300:]).double().mean()) - 0.5) < 0.1
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, ["lab", *map(str, words)])
+
+
+def test_the_command_line_runs_resumes_and_reports(tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, "source_hash", lambda: "two")
+    where = ("--family", "toy", "--size", "small", "--out", tmp_path)
+    done = invoke("run", "--suite", "calls", "--suite", "evaluations", *where, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["cells"] == 4
+    monkeypatch.setattr(suites, "load", lambda *_: pytest.fail("a cell was computed again"))
+    assert invoke("run", "--suite", "calls", *where).exit_code == 0
+    done = invoke("claims", *where, "--benchmarks", tmp_path)
+    assert done.exit_code == 2
+    assert "ascedfast lab run --suite" in done.output.replace("\n", " ")
+    done = invoke("report", *where, "--benchmarks", tmp_path, "--json")
+    assert json.loads(done.stdout)["verdicts"] is None
+    assert "No verdicts" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "figures.json").read_text())[0]["n"] >= 1
+    monkeypatch.setattr(suites, "source_hash", lambda: "three")
+    done = invoke("run", "--suite", "calls", *where)
+    assert done.exit_code == 2
+    assert "made by other code" in done.output
+
+
+def test_what_cannot_be_used_is_refused_in_words(tmp_path, monkeypatch):
+    for words, expected in (
+        (("run", "--suite", "nothing"), "unknown suite"),
+        (("run", "--family", "F9"), "unknown family"),
+        (("run", "--size", "huge"), "size must be"),
+        (("report", "--size", "small"), "no results of size small"),
+    ):
+        done = invoke(*words, "--out", tmp_path)
+        assert done.exit_code == 2
+        assert expected in done.output.replace("\n", " ")
+    monkeypatch.setattr(cli, "NEEDED", ("scipy", "no_such_package"))
+    done = invoke("run", "--out", tmp_path)
+    assert done.exit_code == 2
+    assert "pip install 'ascedfast[lab]'" in done.output.replace("\n", " ")
+
+
+def test_the_command_line_stays_light():
+    code = "import sys, ascedfast.cli; print([m for m in ('torchmetrics', 'scipy', 'matplotlib') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
