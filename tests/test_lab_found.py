@@ -41,9 +41,8 @@ def boxes():
 def test_a_perfect_detector_scores_1(boxes):
     found = figures_of(rows_of(boxes.float(), np.ones(N), np.ones(N), boxes), np.zeros(50))
     for measure in ("pixel auroc", "image auroc", "recall at 1%", "recall at 5%", "iou"):
-        assert (found[measure]["value"], found[measure]["low"], found[measure]["high"]) == pytest.approx(
-            (1, 1, 1), abs=1e-12
-        ), measure
+        interval = [found[measure][name] for name in ("value", "low", "high")]
+        assert interval == pytest.approx([1, 1, 1], abs=1e-12), measure
     assert found["pixel auroc less final variance"]["low"] > 0.3
     assert found["pixel auroc, boxes permuted"]["high"] < 0.9
 

@@ -17,6 +17,9 @@ from ascedfast.lab.corrections import Prefix
 from ascedfast.lab.detectors import Detector
 from ascedfast.lab.subject import Subject
 
+CHUNK = 32
+"""Rows whose patches are held at once: 9 float64 a channel and location with a 3x3 kernel."""
+
 
 class LastLayerLaplace:
     """Uncertainty of the model output from its last layer alone (after BayesDiff, arXiv 2310.11142), written anew.
@@ -44,7 +47,8 @@ class LastLayerLaplace:
         with self._watched() as seen:
             call()
         for inputs in seen:
-            self.precision += self._squares(inputs).sum((0, 2)) / self.noise**2
+            for part in inputs.split(CHUNK):
+                self.precision += self._squares(part).sum((0, 2)) / self.noise**2
         return self
 
     @torch.no_grad()
@@ -63,7 +67,9 @@ class LastLayerLaplace:
                 inputs.shape[2:], conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
             )
         ]
-        return torch.einsum("rjl,j->rl", self._squares(inputs), 1 / self.precision).reshape(-1, *grid)
+        scale = 1 / self.precision
+        found = [torch.einsum("rjl,j->rl", self._squares(part), scale) for part in inputs.split(CHUNK)]
+        return torch.cat(found).reshape(-1, *grid)
 
     def detector(self, subject: Subject) -> Detector:
         """Standard deviation of x0_hat at the last step before T_c: |b| * sqrt(variance)."""
@@ -125,7 +131,7 @@ def train_segmenter(
     """A stand-in trained on final images with and without planted traps, by cross-entropy.
 
     Args: images: [n, C, H, W]. masks: bool [n, H, W], where a trap was planted; both classes must be there.
-    Returns: on the images' device, in evaluation mode, without gradients. The same on the same device for a seed.
+    Returns: on the images' device, in evaluation mode, without gradients. On a CPU a seed gives the same net again.
     Raises: ValueError.
     """
     share = float(masks.double().mean())
