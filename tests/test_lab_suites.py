@@ -9,7 +9,9 @@ import sys
 
 import pytest
 import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from rich.console import Console
+from tiny import quietly
 from typer.testing import CliRunner
 
 from ascedfast.cli import app
@@ -18,6 +20,7 @@ from ascedfast.lab.claims import CLAIMS, MissingResults, decide
 from ascedfast.lab.figures import Figures
 from ascedfast.lab.report import claims_table, number, write_page, write_table
 from ascedfast.lab.seeds import REPORTING_START, read_looks
+from ascedfast.lab.subject import Subject, load
 from ascedfast.lab.suites import SUITES, Lab, cells_of, read_results, run_suite
 
 FAMILY = ["toy-blend"]
@@ -200,6 +203,25 @@ def test_the_command_line_runs_resumes_and_reports(tmp_path, monkeypatch):
     done = invoke("run", "--suite", "calls", *where)
     assert done.exit_code == 2
     assert "made by other code" in done.output
+
+
+def test_a_folder_of_a_pipeline_is_measured_as_far_as_it_goes(tmp_path):
+    net = quietly(lambda: UNet2DModel(16, 1, 1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+                  down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2))  # fmt: skip
+    folder = tmp_path / "pipe"
+    DDIMPipeline(net, DDIMScheduler()).save_pretrained(folder)
+    name = str(folder)
+    done = invoke("run", "--suite", "calls", "--suite", "harm", "--family", name, "--size", "small", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "has no defects" in done.output
+    subject = load(name)
+    assert isinstance(subject, Subject)
+    assert (subject.shape, len(subject.schedule), subject.schedule.linear_beta) == ((1, 16, 16), 25, True)
+    assert len(subject.with_steps(10).schedule) == 10
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    done = invoke("run", "--suite", "calls", "--family", name, "--size", "small", "--out", tmp_path)
+    assert done.exit_code == 2
+    assert "error:" in done.output
 
 
 def test_what_cannot_be_used_is_refused_in_words(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ other side. Reproduced: it holds in more than half of the families and fails out
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +16,7 @@ from scipy import stats
 
 from ascedfast.lab.figures import Figures, MissingFigure, joined_flags
 from ascedfast.lab.statistics import Estimate, paired_bootstrap
-from ascedfast.lab.suites import ROLES, SUITES, Cell, cells_of, command_of
+from ascedfast.lab.suites import SUITES, Cell, cells_of, command_of, role_of
 
 Verdict = Literal["reproduced", "not reproduced", "not testable here"]
 KNEE = (0.40, 0.56)
@@ -115,7 +115,7 @@ def c2(figures: Figures, family: str) -> Case | None:
 
 
 def c3(figures: Figures, family: str) -> Case | None:
-    if family != "F5" and ROLES[family].of is None:
+    if family != "F5" and role_of(family).of is None:
         return None
     try:
         area = figures.find("natural", family, "pixel auroc for defects at t_c", "official").estimate
@@ -136,7 +136,7 @@ def c4(figures: Figures, family: str) -> Case:
 
 def c5(figures: Figures, family: str) -> Case | None:
     """value: the knee; low, high: the earliest and the latest point whose paired difference to the best includes 0."""
-    if not ROLES[family].linear:
+    if not role_of(family).linear:
         return None
     points = []
     for sets in figures.sets("t_c", family).values():
@@ -187,7 +187,7 @@ def c12(figures: Figures, family: str) -> Case | None:
 
 
 def c13(figures: Figures, family: str) -> Case | None:
-    if ROLES[family].of is None:
+    if role_of(family).of is None:
         return None
     sets = figures.sets("evaluations", family)
     if not sets:
@@ -272,7 +272,7 @@ def decide(
             row = {"C8": lambda: _untestable(), "C10": lambda: c10(benchmarks), "C17": lambda: c17(parity)}[claim.id]()
             rows.append({"id": claim.id, **row})
             continue
-        names = [name for name in ROLES if _speaks(figures, claim, name)]
+        names = [name for name in _families(figures.results) if _speaks(figures, claim, name)]
         found = [case for name in names if (case := _case(claim, figures, name)) is not None]
         command = command_of(claim.suites, [] if families is None else families, size)
         cases[claim.id] = found
@@ -281,7 +281,7 @@ def decide(
             continue
         decided = verdict(found)
         if claim.id == "C1" and decided == "reproduced" and size == "full":
-            holding = {ROLES[case.family].net for case in found if case.holds}
+            holding = {role_of(case.family).net for case in found if case.holds}
             decided = "reproduced" if holding == {"unet", "dit"} else "not reproduced"
         weakest = min(found, key=lambda case: (case.holds, case.margin))
         rows.append({"id": claim.id, **_row(decided, weakest.estimate, command)})
@@ -303,7 +303,12 @@ def _speaks(figures: Figures, claim: Claim, family: str) -> bool:
         if not any("absent" not in result for result in own):
             return False
     # Weak twins are for natural defects; a claim on plants or scales is about models as they are.
-    return ROLES[family].of is None or claim.id in ("C3", "C4", "C5", "C6", "C13") or family.startswith("toy")
+    return role_of(family).of is None or claim.id in ("C3", "C4", "C5", "C6", "C13") or family.startswith("toy")
+
+
+def _families(cells: Iterable[Cell]) -> list[str]:
+    """In the order in which they first stand there."""
+    return list(dict.fromkeys(cell.family for cell in cells))
 
 
 def check_complete(results: Mapping[Cell, Any], wanted: Sequence[Cell]) -> None:
@@ -312,7 +317,7 @@ def check_complete(results: Mapping[Cell, Any], wanted: Sequence[Cell]) -> None:
     if not missing:
         return
     suites = [name for name in SUITES if name in {cell.suite for cell in missing}]
-    families = [name for name in ROLES if name in {cell.family for cell in missing}]
+    families = _families(missing)
     some = ", ".join(f"{cell.suite}/{cell.family}/{cell.part} from seed {cell.start}" for cell in missing[:5])
     # Of many families none is named: a suite's own are its default, and what is there is not computed again.
     command = command_of(suites, families if len(families) <= 3 else [], missing[0].size)

@@ -15,7 +15,9 @@ err = Console(stderr=True)
 NEEDED = ("scipy", "torchmetrics", "matplotlib", "jinja2", "safetensors")
 
 Suites = Annotated[list[str] | None, typer.Option("--suite", help="A suite; may be given again. Default: all.")]
-Families = Annotated[list[str] | None, typer.Option("--family", help="A model family; may be given again.")]
+Families = Annotated[
+    list[str] | None, typer.Option("--family", help="A family, or a pipeline's folder; may be given again.")
+]
 Size = Annotated[str, typer.Option(help="small (a CPU, minutes) or full (a GPU, about an hour).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Out = Annotated[Path, typer.Option(help="Folder of the results; runs go on where they stopped.")]
@@ -50,7 +52,7 @@ def run(
 ) -> None:
     """Compute the cells that have no result yet."""
     check_extra()
-    from ascedfast.cli import check_device, check_writable
+    from ascedfast.cli import check_device, check_writable, quiet_diffusers
     from ascedfast.lab.cells import StaleResultError
     from ascedfast.lab.suites import SUITES, Lab, cells_of, run_suite, source_hash
 
@@ -62,6 +64,13 @@ def run(
     check_device(device)
     check_writable(out)
     lab = Lab(out, device, source_hash(), batch, features)
+    quiet_diffusers()
+    try:
+        for name in family or ():
+            if Path(name).is_dir():  # what a user points to is tried before anything is computed
+                lab.subject(name)
+    except (ValueError, FileNotFoundError) as error:
+        fail(str(error))
     results: dict[Any, Any] = {}
     try:
         for name in names:
@@ -73,7 +82,7 @@ def run(
         typer.echo(json.dumps({"cells": len(wanted), "absent": absent, "out": str(out), "source": lab.source}))
         return
     for line in absent:
-        Console().print(f"not measured: {line}", highlight=False, markup=False)
+        Console().print(f"not measured: {line}", highlight=False, markup=False, soft_wrap=True)
     Console().print(f"{len(wanted)} cells in {out}", highlight=False, markup=False, soft_wrap=True)
 
 

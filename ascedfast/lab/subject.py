@@ -6,6 +6,7 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -71,11 +72,14 @@ def in_chunks(f: Callable[[Tensor], Any], images: Tensor, chunk: int = 500) -> A
 
 
 def load(name: str, device: str = "cpu") -> Subject:
-    """A toy ("toy", "toy-blend") or a family of ``ascedfast.lab.families``.
+    """A toy ("toy", "toy-blend"), a folder of a local pipeline, or a family of ``ascedfast.lab.families``.
 
-    Raises: ValueError for an unknown name; what the families raise where their weights are missing."""
+    Raises: ValueError for an unknown name or a folder that cannot be sampled; what the families raise where their
+    weights are missing."""
     if name in TOYS:
         return TOYS[name](device)
+    if (Path(name) / "model_index.json").is_file():
+        return importlib.import_module("ascedfast.lab.folder").load_folder(Path(name), device)
     families = importlib.import_module("ascedfast.lab.families")
     return families.load(name, device)
 

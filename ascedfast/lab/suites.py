@@ -52,6 +52,13 @@ ROLES: Mapping[str, Role] = {
     "toy-blend": Role("dit", linear=True, of="toy"),
 }
 MAIN = ("F1", "F2", "F3", "F4", "F4-s1", "F4-px", "F5")
+
+
+def role_of(family: str) -> Role:
+    """Of a folder nothing is known."""
+    return ROLES.get(family, Role())
+
+
 WEAK = tuple(name for name, role in ROLES.items() if role.of == "F1")
 TRAINED_ON = {"F1": "F3", "F2": "F3", "F5": "F3", "F3": "F1", "toy": "toy-blend", "toy-blend": "toy"}
 """Whose planted traps the stand-in was trained on, by the family that it is used on; a DiT's: F3."""
@@ -257,13 +264,14 @@ SUITES: dict[str, Suite] = {
 
 
 def cells_of(suites: Sequence[str], families: Sequence[str] | None, size: str) -> list[Cell]:
-    """The cells of some suites. families: None: each suite's own.
+    """The cells of some suites. families: names in ``ROLES``, or folders of pipelines; None: each suite's own.
 
     Raises: ValueError for an unknown suite, family or size."""
     if size not in ("small", "full"):
         raise ValueError(f"size must be small or full, got {size!r}")
     for kind, names, known in (("suite", suites, SUITES), ("family", families or (), ROLES)):
-        if unknown := [name for name in names if name not in known]:
+        pipelines = [name for name in names if kind == "family" and (Path(name) / "model_index.json").is_file()]
+        if unknown := [name for name in names if name not in known and name not in pipelines]:
             raise ValueError(f"unknown {kind} {unknown[0]!r}: choose of {', '.join(known)}")
     return [
         cell
