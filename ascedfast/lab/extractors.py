@@ -69,9 +69,9 @@ class PatchNet(ModelMixin, ConfigMixin):
         layers += [nn.Conv2d(width, 2 * width, 3, 1, 1), nn.SiLU(), nn.Conv2d(2 * width, 2 * width, 4, 2, 1), nn.SiLU()]
         if size == 64:
             layers += [nn.Conv2d(2 * width, 2 * width, 4, 2, 1), nn.SiLU()]
-        layers += [nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.SiLU(), nn.Conv2d(2 * width, features, 1)]
+        layers += [nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.SiLU(), nn.Conv2d(2 * width, features, 1), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(features, 1, 1))
+        self.head = nn.Conv2d(features, 1, 1)
 
     def embed(self, images: Tensor) -> Tensor:
         """[n, C, S, S] in [-1, 1] -> [n, features, 8, 8]."""
