@@ -142,3 +142,12 @@ def test_the_scale_of_the_score_falls_and_that_of_the_prediction_does_not():
     assert found.shape == (6, 4)
     assert np.isfinite(found).all()
     assert (found > 0).all()
+
+
+def test_mixed_traps_are_released_on_both_sides_of_t_c():
+    planted = plant_rows(Toy(), range(40, 64), "trap", "mixed")
+    t_c, plants = planted.prefix.t_c, planted.prefix.denoiser.plants
+    sides = {seed // 2 % 2 == 0: plant.released_before(t_c) for seed, plant in zip(range(40, 64), plants, strict=True)}
+    assert sides == {True: True, False: False}
+    assert len({plant.box.height for plant in plants}) == 3
+    assert {plant.source is None for plant in plants} == {True, False}

@@ -15,7 +15,7 @@ from tiny import quietly
 from typer.testing import CliRunner
 
 from ascedfast.cli import app
-from ascedfast.lab import cli, probe, suites
+from ascedfast.lab import cli, probe, repairs, suites
 from ascedfast.lab.claims import CLAIMS, MissingResults, decide
 from ascedfast.lab.figures import Figures
 from ascedfast.lab.report import claims_table, number, write_page, write_table
@@ -167,6 +167,30 @@ def test_the_full_cells_are_as_large_as_the_measures_ask():
         cells_of(["nothing"], None, "full")
     with pytest.raises(ValueError, match="size must be"):
         cells_of(["calls"], None, "huge")
+
+
+def test_the_probe_reads_two_paths(tmp_path):
+    lab = Lab(tmp_path, source="one")
+    states, labels = probe._states(lab.subject("toy-blend"), lab, range(12))
+    assert labels.tolist() == [0, 1] * 6
+    for before, after in zip(states["original"], states["official"], strict=True):
+        assert before.shape == (12, 256)
+        assert not torch.equal(before, after)
+
+
+def test_forced_masks_are_those_of_other_samples(tmp_path, monkeypatch):
+    forced = []
+    monkeypatch.setattr(repairs, "permuted", lambda masks: forced.append(masks) or masks.roll(1, 0))
+    (cell, *_) = cells_of(["harm"], FAMILY, "small")
+    seen = []
+    renoise = repairs.renoise
+    monkeypatch.setattr(repairs, "renoise", lambda s, p, mask, *rest: seen.append(mask) or renoise(s, p, mask, *rest))
+    repairs.harm(cell, Lab(tmp_path, source="one"))
+    (own,), (used,) = forced, seen
+    some = used.flatten(1).any(1)
+    assert bool(some.any())
+    assert torch.equal(used[some], own.roll(1, 0)[some])
+    assert not torch.equal(used[some], own[some])
 
 
 def test_a_probe_learns_a_line_and_not_noise():
