@@ -6,16 +6,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging
-from PIL import Image
 
 from ascedfast.lab.cards import FIGURES_FILE, draw_loss, tenths, thin, write_atomically
 
 SAMPLES = 64
-STEPS = 25
 
 CARD = """---
 license: mit
@@ -31,7 +26,9 @@ any machine. Written by `examples/train_emoji.py`.
 
 ![{samples} samples](samples.png)
 
-{samples} unselected samples: seeds 0 to {last_seed}, {sampler}, {steps} steps.
+{samples} unselected samples: seeds 0 to {last_seed}, {steps} steps with fresh noise at each (DDIM's formula at eta 1;
+`python examples/emoji/samples.py FOLDER` draws them again). With 25 steps of {sampler} and no noise, as in the
+demonstration, fewer can be recognised.
 
 ## Model
 {summary}. {parameters:,} parameters, stored as fp16: the running average of the weights. Images are RGB on white, in
@@ -65,45 +62,29 @@ production, and its samples say nothing about large models.
 """
 
 
-def write_folder(pipeline: DiffusionPipeline, load_line: str, folder: Path, figures: dict, device: str) -> None:
-    """Saves the pipeline, samples what was saved, and writes the card and the pictures around it.
+def write_folder(pipeline: DiffusionPipeline, folder: Path, figures: dict) -> None:
+    """Saves the pipeline and writes its card and loss curve.
 
     Args:
         pipeline: holds the network in the dtype that is to be stored.
-        load_line: Python that loads the folder, for the card.
         folder: where to; files of an earlier run are replaced.
-        figures: see `Trainer.figures`; its `curve` holds (iteration, seconds, loss) of short stretches of the run.
-        device: where the samples are drawn. The noise comes from the CPU, so the seeds mean the same everywhere.
+        figures: see `Trainer.export`; its `curve` holds (iteration, seconds, loss) of short stretches of the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pipeline.save_pretrained(folder)
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors leaves it to its owner alone
-    write_card(load_line, folder, figures)
-    logging.disable_progress_bar()
-    grid = sample_grid(type(pipeline).from_pretrained(folder).to(device))
-    Image.fromarray(grid).save(folder / "samples.png", optimize=True)
+    write_card(folder, figures)
 
 
-def write_card(load_line: str, folder: Path, figures: dict) -> None:
-    """Writes figures, model card and loss curve; arguments as for `write_folder`."""
+def write_card(folder: Path, figures: dict) -> None:
+    """Writes figures, model card and loss curve of a saved pipeline; arguments as for `write_folder`."""
+    name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    source = "ascedfast.pipelines" if name == "PixelFlowPipeline" else "diffusers"
+    load = f'from {source} import {name}\n    pipe = {name}.from_pretrained("path/to/{folder.name}")'
     figures = figures | {"curve": thin(figures["curve"])}
     figures["first_loss"], figures["last_loss"] = tenths([loss for *_, loss in figures["curve"]])
     write_atomically(folder / FIGURES_FILE, json.dumps(figures))
-    card = CARD.format(load=load_line, samples=SAMPLES, last_seed=SAMPLES - 1, steps=STEPS, **figures)
+    card = CARD.format(load=load, samples=SAMPLES, last_seed=SAMPLES - 1, **figures)
     write_atomically(folder / "README.md", card)
     draw_loss(figures["curve"], figures["folder"], folder / "loss.png")
-
-
-def sample_grid(pipeline: DiffusionPipeline, count: int = SAMPLES, columns: int = 8) -> np.ndarray:
-    """Samples of the seeds 0 to count - 1, uint8 (count / columns * S, columns * S, 3)."""
-    pipeline.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
-    images = pipeline(
-        batch_size=count, generator=generators, num_inference_steps=STEPS, output_type="np", return_dict=False
-    )[0]
-    if not np.isfinite(images).all():
-        raise FloatingPointError("the model samples values that are not finite")
-    size = images.shape[1]
-    tiles = (images * 255).round().astype(np.uint8).reshape(count // columns, columns, size, size, 3)
-    return tiles.transpose(0, 2, 1, 3, 4).reshape(count // columns * size, columns * size, 3)

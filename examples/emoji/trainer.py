@@ -11,12 +11,14 @@ import torch
 from emoji.card import FIGURES_FILE, write_folder
 from emoji.data import EmojiSet
 from emoji.nets import Recipe
+from emoji.samples import STEPS, draw_samples
 from torch import Tensor
 
 from ascedfast.lab.loop import Loop
 
 EMA_LIMIT = 0.9995
 MAX_SHIFT = 2  # pixels
+QUICK_STEPS = 25  # of the samples of a tiny network
 
 
 class Batches:
@@ -49,6 +51,7 @@ class Trainer(Loop):
         torch.manual_seed(seed)
         self.recipe = recipe
         self.batches = Batches(emoji, device)
+        self.sample_steps = QUICK_STEPS if small else STEPS
         super().__init__(
             recipe.build(self.batches.size, small).to(device),
             device,
@@ -103,6 +106,7 @@ class Trainer(Loop):
             "folder": recipe.folder,
             "summary": recipe.summary,
             "sampler": recipe.sampler,
+            "steps": self.sample_steps,
             "size": self.batches.size,
             "images": images,
             "parameters": sum(p.numel() for p in self.parameters),
@@ -120,7 +124,6 @@ class Trainer(Loop):
             "curve": self.curve,
         }
         model = self.model.to(memory_format=torch.contiguous_format).eval().half()
-        name, module = recipe.pipeline_class.__name__, recipe.pipeline_class.__module__.split(".")
-        source = ".".join(module[:2]) if module[0] == "ascedfast" else module[0]
-        load_line = f'from {source} import {name}\n    pipe = {name}.from_pretrained("path/to/{recipe.folder}")'
-        write_folder(recipe.pipeline(model), load_line, folder, figures, self.device.type)
+        write_folder(recipe.pipeline(model), folder, figures)
+        stored = recipe.pipeline_class.from_pretrained(folder).to(self.device)
+        draw_samples(stored, folder, figures["steps"])
