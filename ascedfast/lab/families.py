@@ -28,9 +28,9 @@ Sizes of the weights, 2 bytes a parameter (the packaged demo models are not coun
 | features-fashion32 | 108,906 | 217,812 |
 | features-emoji64 | 175,271 | 350,542 |
 | features-glyphs32 | 149,744 | 299,488 |
-| patches-fashion32 | 139,873 | 279,746 |
-| patches-emoji64 | 206,049 | 412,098 |
-| all | 7,584,995 | 15,169,990 |
+| patches-fashion32 | 138,289 | 276,578 |
+| patches-emoji64 | 204,465 | 408,930 |
+| all | 7,581,827 | 15,163,654 |
 """
 
 from __future__ import annotations

@@ -268,7 +268,7 @@ def _patch_job(source: str, minutes: float) -> Job:
 
     def make(device: torch.device, seed: int, small: bool, root: Path) -> Loop:
         torch.manual_seed(seed)
-        model = PatchNet(channels, size, width=8 if small else 32, features=8 if small else 32)
+        model = PatchNet(channels, size, width=8 if small else 32, features=4 if small else 8)
         images, batch = split_of(source, small).train, SMALL_BATCH if small else 128
         return PatchLoop(model, images, batch, device, seed, learning_rate=2e-3)
 
@@ -284,11 +284,11 @@ JOBS: dict[str, tuple[Job, ...]] = {
     "F5": (_unet_job("F5", 3.0),),
     "F1c": (_unet_job("F1c", 3.0),),
     "extractors": (
-        _classifier_job("fashion32", 0.15),
-        _classifier_job("emoji64", 0.15),
-        _classifier_job("glyphs32", 0.15),
-        _patch_job("fashion32", 0.5),
-        _patch_job("emoji64", 0.5),
+        _classifier_job("fashion32", 0.1),
+        _classifier_job("emoji64", 0.1),
+        _classifier_job("glyphs32", 0.1),
+        _patch_job("fashion32", 0.75),
+        _patch_job("emoji64", 0.75),
     ),
 }
 """What ``--family`` takes. "F4" needs "F4-vae" done before; "all" runs them in this order."""

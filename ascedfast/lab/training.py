@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Trains the laboratory's families, their feature extractors and the judges.
 
-    python -m ascedfast.lab.training --family all --device cuda --out ascedfast/lab/weights     # 22 minutes of an H100
+    python -m ascedfast.lab.training --family all --device cuda --out ascedfast/lab/weights     # 23 minutes of an H100
     python -m ascedfast.lab.training --family F1 --minutes 1 --small --out /tmp/tiny            # a test of the script
 
 A run that is told to end (SIGTERM) or is killed goes on with the same command and ``--resume``; a checkpoint is written
