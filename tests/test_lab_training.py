@@ -47,7 +47,12 @@ def train(out, *arguments, status=0):
     """Runs the command in this process; returns what it printed."""
     app = training.typer.Typer()
     app.command()(training.main)
-    done = CliRunner().invoke(app, ["--out", str(out), *SMALL, *map(str, arguments)])
+    places = [
+        "--out",
+        str(out),
+        *([] if "--checkpoints" in arguments else ["--checkpoints", str(out) + "-checkpoints"]),
+    ]
+    done = CliRunner().invoke(app, [*places, *SMALL, *map(str, arguments)])
     assert done.exit_code == status, (done.output, done.exception)
     return done.output
 
@@ -124,6 +129,9 @@ def test_resuming_goes_on_and_a_spent_budget_changes_nothing(trained, tmp_path):
     after = figures_of(tmp_path / folder)
     assert f"going on at iteration {before['iterations']}" in printed
     assert after["iterations"] > before["iterations"]
+    if name == "F1":  # the early checkpoint is of the first run, wherever the later one writes
+        early = [figures_of(folder / "f1-early")["iterations"] for folder in (out, tmp_path)]
+        assert early[0] == early[1] < before["iterations"]
     steps = [step for step, *_ in after["curve"]]
     assert steps[: len(before["curve"])] == [step for step, *_ in before["curve"]]
     train(tmp_path, "--family", name, "--minutes", 0.001, "--resume", "--checkpoints", checkpoints)
@@ -133,12 +141,9 @@ def test_resuming_goes_on_and_a_spent_budget_changes_nothing(trained, tmp_path):
 def test_a_run_told_to_end_leaves_a_checkpoint(tmp_path):
     command = [sys.executable, "-m", "ascedfast.lab.training", "--family", "F5", "--minutes", "5"]
     out = tmp_path / "weights"
-    process = subprocess.Popen(
-        [*command, "--out", str(out), *SMALL],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command += ["--out", str(out), "--checkpoints", f"{out}-checkpoints", *SMALL]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert "iteration" in process.stdout.readline()  # it trains
         process.send_signal(signal.SIGTERM)

@@ -27,6 +27,7 @@ from ascedfast.lab.jobs import JOBS, SMALL_LIMIT, Job
 from ascedfast.lab.loop import Loop, follow
 from ascedfast.lab.model_cards import write_model_card
 
+DEFAULT_CHECKPOINTS = Path("asced-run/train-lab")
 TERMINATED = 143  # 128 + SIGTERM, as a shell says it
 
 
@@ -66,7 +67,9 @@ class Session:
             self.console.print(f"{job.name}: going on at iteration {loop.iteration}, {loop.seconds:.0f} s")
         if self.device.type == "cuda" and not self.eager:
             self.console.print(f"{job.name}: {loop.capture()}")
-        steps = self._keep_early(loop.run(minutes, checkpoint), loop, job)
+        kept = checkpoint.with_name(f"{job.name}-early.pt")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        steps = self._keep_early(loop.run(minutes, checkpoint), loop, job, 60 * minutes, kept)
         follow(steps, loop, job.name, self.console, self.plain)
         if loop.stopped:
             self.console.print(f"{job.name}: stopped at iteration {loop.iteration}; go on with --resume")
@@ -75,17 +78,26 @@ class Session:
         self._export(loop, job, job.name)
         done = f"{loop.iteration} iterations in {loop.seconds:.0f} s"
         self.console.print(f"{job.name}: {done}; wrote {self.root / job.name}")
+        self._export_early(loop, job, kept)
 
-    def _keep_early(self, steps: Iterator[tuple[float, float, float]], loop: Loop, job: Job) -> Iterator:
+    @staticmethod
+    def _keep_early(steps: Iterator, loop: Loop, job: Job, budget: float, kept: Path) -> Iterator:
+        """Stores the running average beside the checkpoints when the job's early share of the budget is passed."""
+        before = loop.seconds / budget
         for step in steps:
-            if job.early is not None and step[0] >= job.early[0] and not (self.root / job.early[1]).exists():
-                trained = [p.detach().clone() for p in loop.parameters]
-                loop.use_average()
-                self._export(loop, job, job.early[1])
-                with torch.no_grad():
-                    # In place: a captured step holds the addresses of these very tensors.
-                    torch._foreach_copy_(loop.parameters, trained)
+            if job.early is not None and before < job.early[0] <= step[0]:
+                state = {name: getattr(loop, name) for name in ("average", "iteration", "seconds", "curve")}
+                torch.save(state, kept)
+            before = step[0]
             yield step
+
+    def _export_early(self, loop: Loop, job: Job, kept: Path) -> None:
+        if job.early is None or not kept.exists():
+            return
+        for name, value in torch.load(kept, map_location=self.device, weights_only=True).items():
+            setattr(loop, name, value)
+        loop.use_average()
+        self._export(loop, job, job.early[1])
 
     def _export(self, loop: Loop, job: Job, name: str) -> None:
         """The network in fp16, its scheduler, figures, card and pictures."""
@@ -108,11 +120,6 @@ class Session:
         write_model_card(folder, job, loop, checks, len(loop.images), self.root)
 
 
-def checkpoint_path(root: Path, job: Job) -> Path:
-    """Beside the folder of weights, so that it holds nothing but what is shipped."""
-    return root.resolve().parent / f"{root.resolve().name}-checkpoints" / f"{job.name}.pt"
-
-
 def main(
     family: Annotated[str, typer.Option(help=f"One of {', '.join(JOBS)}, or all.")] = "all",
     minutes: Annotated[
@@ -120,9 +127,7 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="cuda or cpu. Default: cuda where there is one.")] = "",
     out: Annotated[Path, typer.Option(help="The networks' folders are written into this one.")] = families.WEIGHTS,
-    checkpoints: Annotated[
-        Path | None, typer.Option(help="Folder of the checkpoints. Default: beside OUT, OUT-checkpoints.")
-    ] = None,
+    checkpoints: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = DEFAULT_CHECKPOINTS,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints that are there.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
     small: Annotated[bool, typer.Option("--small", help="Tiny networks, few images: a test of the script.")] = False,
@@ -145,8 +150,7 @@ def main(
     signal.signal(signal.SIGTERM, session.end)
     try:
         for job in jobs:
-            path = checkpoint_path(out, job) if checkpoints is None else checkpoints / f"{job.name}.pt"
-            session.run(job, scale * job.minutes, path, resume)
+            session.run(job, scale * job.minutes, checkpoints / f"{job.name}.pt", resume)
         if family in ("extractors", "all"):
             for source in judge.SOURCES:
                 record = judge.freeze(source, out, chosen, SMALL_LIMIT if small else None)
