@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,35 @@ def test_folder_holds_card_and_pictures(trained, model):
     assert "{" not in card
     assert Image.open(folder / "samples.png").size == (8 * 32, 8 * 32)
     assert Image.open(folder / "loss.png").size[0] > 100
+
+
+def sample(*arguments):
+    command = [sys.executable, EXAMPLES / "sample_emoji.py", *arguments]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=200)
+
+
+@needs_font
+@pytest.mark.parametrize("model", PIPELINES)
+def test_samples_are_drawn_again(trained, model, tmp_path):
+    folder = tmp_path / f"emoji64-{model}"
+    shutil.copytree(trained / folder.name, folder)
+    (folder / "samples.png").unlink()
+    before = figures_of(folder)
+    for _ in range(2):
+        done = sample(folder, "--steps", "3")
+        assert done.returncode == 0, done.stderr
+        grid = np.asarray(Image.open(folder / "samples.png"))
+        assert grid.shape == (8 * 32, 8 * 32, 3)
+        assert len({grid[y : y + 32, x : x + 32].tobytes() for y in range(0, 256, 32) for x in range(0, 256, 32)}) == 64
+    assert "3 steps with fresh noise" in (folder / "README.md").read_text()
+    assert figures_of(folder) == before | {"steps": 3}
+
+
+def test_samples_of_no_model_are_refused(tmp_path):
+    done = sample(tmp_path)
+    assert done.returncode == 1
+    assert "training.json" in done.stderr.replace("\n", " ")
 
 
 @needs_font

@@ -27,7 +27,7 @@ any machine. Written by `examples/train_emoji.py`.
 ![{samples} samples](samples.png)
 
 {samples} unselected samples: seeds 0 to {last_seed}, {steps} steps with fresh noise at each (DDIM's formula at eta 1;
-`python examples/emoji/samples.py FOLDER` draws them again). With 25 steps of {sampler} and no noise, as in the
+`python examples/sample_emoji.py FOLDER` draws them again). With 25 steps of {sampler} and no noise, as in the
 demonstration, fewer can be recognised.
 
 ## Model

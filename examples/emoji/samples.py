@@ -4,25 +4,18 @@
 A step that adds noise forgets the errors of the steps before it. With these small networks that makes the difference
 between blobs and emoji, at the price of more steps; the demonstrations take 25 steps without noise, as most pipelines
 do.
-
-    python examples/emoji/samples.py ascedfast/assets/emoji64-unet ascedfast/assets/emoji64-dit     # draws them again
 """
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import typer
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging
-from emoji.card import FIGURES_FILE, SAMPLES, write_card
+from emoji.card import SAMPLES
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 
 from ascedfast.adapters.schedules import schedule_of
@@ -74,23 +67,3 @@ def sample_grid(pipeline: DiffusionPipeline, steps: int = STEPS, count: int = SA
 def draw_samples(pipeline: DiffusionPipeline, folder: Path, steps: int = STEPS) -> None:
     """Writes ``folder``/samples.png."""
     Image.fromarray(sample_grid(pipeline, steps)).save(folder / "samples.png", optimize=True)
-
-
-def main(
-    folders: Annotated[list[Path], typer.Argument(help="Folders that examples/train_emoji.py wrote.")],
-    steps: Annotated[int, typer.Option(help="Steps, each with fresh noise.")] = STEPS,
-) -> None:
-    """Draws the samples of trained models again, and their cards."""
-    logging.disable_progress_bar()
-    for folder in folders:
-        if not (folder / FIGURES_FILE).is_file():
-            Console(stderr=True).print(f"[red]{folder} holds no {FIGURES_FILE}: no folder of a trained emoji model[/]")
-            raise typer.Exit(1)
-        figures = json.loads((folder / FIGURES_FILE).read_text(encoding="utf-8"))
-        kind = PixelFlowPipeline if (folder / "transformer").is_dir() else DiffusionPipeline
-        draw_samples(kind.from_pretrained(folder), folder, steps)
-        write_card(folder, figures | {"steps": steps})
-
-
-if __name__ == "__main__":
-    typer.run(main)
