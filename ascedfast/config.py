@@ -39,7 +39,9 @@ class AscedConfig:
         record: "window" keeps the dynamics of the steps up to t_c, "run" those of every step, for the report.
         form: of steps that are fused on a GPU. "parity": with the stock scheduler's very bits, or the stock step runs.
             "linear": one float64 sum a step, for more solvers (UniPC, DEIS, LMS, PNDM, IPNDM, SASolver, any order of
-            DPM-Solver++); accurate, but not the stock's image bit for bit.
+            DPM-Solver++); accurate, but not the stock's image bit for bit. A run that began so must end so: the
+            solver's own memory stays empty, and the stock step of a copy, or after ``disable_asced``, would start from
+            nothing.
         backend: "auto", "triton", "native" or "reference"; an explicit choice that cannot be met raises.
     """
 

@@ -256,6 +256,10 @@ class Engine:
             return None
         return self.lockstep(x, lambda rows: LockstepPlan(rows[0], len(rows), x, m, lambda t: t))
 
+    def end_lockstep(self) -> None:
+        """The rows go on one by one, as after a call that names one of them."""
+        self._part()
+
     def _settle(self) -> None:
         if self._lockstep is not None:
             self._lockstep.settle()

@@ -83,7 +83,7 @@ def step_dynamics(
         return x0, None if x0_prev is None else d
     _check_states(x, ("m", m), *([("x0_prev", x0_prev)] if x0_prev is not None else []))
     _check(reduce in ("mean", "max"), f"reduce must be 'mean' or 'max', got {reduce!r}")
-    _check(patch in (1, 2, 4, 8, 16), f"patch must be 1, 2, 4, 8 or 16, got {patch!r}")
+    _check(isinstance(patch, int) and patch in (1, 2, 4, 8, 16), f"patch must be 1, 2, 4, 8 or 16, got {patch!r}")
     if _backend.pick("step_dynamics", x.device, backend) == "triton":
         from ascedfast.kernels import patch_dynamics
         from ascedfast.kernels import step_dynamics as kernel

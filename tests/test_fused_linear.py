@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, SASolverScheduler
 from layouts import DEVICES, same_bits
 from linear_cases import LINEAR
-from test_fused import is_fused, run, settings
+from test_fused import is_fused, outputs, run, settings
 
 from ascedfast import enable_asced
 
@@ -59,14 +59,51 @@ def test_the_scheduler_counts_on_and_keeps_no_memory():
     assert scheduler.counter == 13
 
 
-def test_the_solvers_own_prediction_is_returned():
+@pytest.mark.parametrize("name", ["ddim-epsilon-True", "lms-epsilon"])
+def test_the_solvers_own_prediction_is_returned(name):
     stock, ours = [], []
-    make = LINEAR["ddim-epsilon-True"]
+    make = LINEAR[name]
     run(make, watch=lambda scheduler, k, out: stock.append(out[1]))
     config = settings(correct=False, backend="triton", form="linear")
     run(make, config, watch=lambda scheduler, k, out: ours.append(out[1]))
     for a, b in zip(ours, stock, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+
+
+def test_a_step_with_noise_goes_to_stock_from_the_start():
+    def last(config):
+        scheduler = DDIMScheduler(clip_sample=False)
+        scheduler.set_timesteps(12)
+        enable_asced(scheduler, config, seeds=[3, 4])
+        x = torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(6)).to(DEVICE)
+        for t, m in zip(scheduler.timesteps, outputs(scheduler, x.shape, x.dtype), strict=True):
+            x = scheduler.step(m, t, x, eta=0.5, variance_noise=torch.ones_like(x)).prev_sample
+        return x
+
+    assert same_bits(last(settings(backend="triton", form="linear")), last(settings(backend="reference")))
+
+
+CHANGES = {
+    "unipc2-epsilon": ("disable_corrector", list(range(12))),
+    "unipc-bh1": ("predict_x0", False),
+    "sa22-epsilon": ("tau_func", lambda timestep: 1),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_solver_changed_between_runs_is_another_plan(name):
+    scheduler = LINEAR[name]()
+    handle = enable_asced(scheduler, settings(backend="triton", form="linear", correct=False), seeds=[3, 4])
+    plans = []
+    for _ in range(2):
+        scheduler.set_timesteps(12)
+        x = torch.zeros(2, 4, 24, 24, device=DEVICE)
+        scheduler.step(x, scheduler.timesteps[0], x)
+        fused = handle._run._fused
+        plans.append(None if fused is None else fused.lockstep._linear)
+        setattr(scheduler, *CHANGES[name])
+    assert plans[0] is not None
+    assert plans[0] != plans[1]
 
 
 @pytest.mark.parametrize("name", ["euler-epsilon", "flow", "ddim-epsilon-False", "dpm2-epsilon"])

@@ -216,6 +216,9 @@ def test_the_command_line_runs_resumes_and_reports(tmp_path, monkeypatch):
     assert json.loads(done.stdout)["cells"] == 4
     monkeypatch.setattr(suites, "load", lambda *_: pytest.fail("a cell was computed again"))
     assert invoke("run", "--suite", "calls", *where).exit_code == 0
+    other = invoke("run", "--suite", "calls", *where, "--batch", "8")
+    assert other.exit_code != 0
+    assert "--batch 500" in other.output.replace("\n", " ")
     done = invoke("claims", *where, "--benchmarks", tmp_path)
     assert done.exit_code == 2
     assert "ascedfast lab run --suite" in done.output.replace("\n", " ")

@@ -18,7 +18,7 @@ from ascedfast.schedule import Schedule
 
 MOST = 16
 """Kinds that are kept; the one that was not used for the longest time goes first."""
-BY_ADDRESS = ("config", "alphas_cumprod", "final_alpha_cumprod")
+BY_ADDRESS = ("config", "alphas_cumprod", "final_alpha_cumprod", "tau_func")
 T = TypeVar("T")
 
 
@@ -59,4 +59,6 @@ def _levels(host: SchedulerMixin) -> tuple:
     named = tuple((id(t), version_of(t), t.device) if isinstance(t, Tensor) else id(t) for t in named)
     levels = (getattr(host, name, None) for name in LEVELS)
     values = tuple(tuple(t.tolist()) if isinstance(t, Tensor) else None for t in levels)
-    return (*named, *values, host.num_inference_steps, getattr(host, "lower_order_nums", 0))
+    # What stock's step reads from the scheduler itself, where anybody may write.
+    read = (getattr(host, "predict_x0", None), tuple(getattr(host, "disable_corrector", ())))
+    return (*named, *values, *read, host.num_inference_steps, getattr(host, "lower_order_nums", 0))

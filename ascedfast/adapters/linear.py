@@ -8,6 +8,7 @@ not kept, and what a corrector reads of the last sample and the history is summe
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,6 +45,10 @@ def linear_plan(host: SchedulerMixin, schedule: Schedule, first: int) -> LinearP
         if hasattr(twin, "_step_index"):
             twin._step_index = first
         plan = reduce([probe(twin, timestep, exact=True) for timestep in twin.timesteps[first:]])
+        if plan is not None:
+            levels = schedule.before[first:]
+            owned = (replace(step, own=(at.a, at.b)) for step, at in zip(plan.steps, levels, strict=True))
+            plan = replace(plan, steps=tuple(owned))
     if plan is None or not plan.table().isfinite().all():
         return None
     return plan

@@ -20,7 +20,7 @@ from diffusers import (
 from torch import Tensor
 
 from ascedfast.adapters import layout
-from ascedfast.adapters.fused import FusedSteps, fused_steps
+from ascedfast.adapters.fused import FusedSteps, LinearSteps, fused_steps
 from ascedfast.adapters.history import fill_history
 from ascedfast.adapters.host_copy import HostCopy, on_host
 from ascedfast.adapters.known_runs import KnownRuns
@@ -125,6 +125,8 @@ class SchedulerRun:
             if out is not None:
                 return out
             # The stock's steps from here on.
+            if isinstance(self._fused, LinearSteps):  # not begun yet: what it launches is no observing step
+                self._engine.end_lockstep()
             self._x0, self._edited, self._index, self._fused = self.x0, self._fused.edited, self._last_index, None
         if self._edited is not None:
             host = functools.partial(self._on_host, scheduler)

@@ -141,7 +141,7 @@ def c5(figures: Figures, family: str) -> Case | None:
     points = []
     for sets in figures.sets("t_c", family).values():
         points.append((sets[0][1]["series"]["share"], joined_flags(sets)["official"].astype(float)))
-    if not points:
+    if not points or not any(flags.any() for _, flags in points):  # no defect at any T_c: no knee either
         return None
     points.sort(key=lambda point: point[0])
     best = min(points, key=lambda point: point[1].mean())[1]
@@ -194,6 +194,8 @@ def c13(figures: Figures, family: str) -> Case | None:
         return None
     steps = sorted(sets, key=int)
     flags = np.stack([joined_flags(sets[k])["original"] for k in steps], 1).astype(float)
+    if flags.min() == flags.max():  # nothing that could follow the number of steps
+        return None
 
     def trend(rows: np.ndarray) -> float:
         if rows.min() == rows.max():

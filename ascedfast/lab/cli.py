@@ -64,6 +64,7 @@ def run(
     check_device(device)
     check_writable(out)
     lab = Lab(out, device, source_hash(), batch, features)
+    _keep_batch(out, batch)
     quiet_diffusers()
     try:
         for name in family or ():
@@ -84,6 +85,15 @@ def run(
     for line in absent:
         Console().print(f"not measured: {line}", highlight=False, markup=False, soft_wrap=True)
     Console().print(f"{len(wanted)} cells in {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _keep_batch(out: Path, batch: int) -> None:
+    """Results of two batch sizes must not meet in one folder: permuted masks come from the next row of the batch."""
+    file = out / "batch.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else batch
+    if kept != batch:
+        fail(f"the results in {out} were computed with --batch {kept}: use that, or another folder for --batch {batch}")
+    file.write_text(json.dumps(batch), encoding="utf-8")
 
 
 def _figures(out: Path, families: list[str] | None, size: str) -> Any:

@@ -184,7 +184,7 @@ def step_dynamics(
         own = None if own_dtype is None else torch.empty(x.shape, dtype=own_dtype, device=x.device)
     if x.numel() == 0:
         return x0, d, x_next, own
-    pair = torch.stack((a, b), -1)
+    pair = torch.stack(torch.broadcast_tensors(a, b), -1)
     table = pair if scalars is None else torch.cat((pair, scalars.expand(*pair.shape[:-1], -1)), -1)
     table = table.expand(layout.rows, -1).contiguous()
     previous = x0 if x0_prev is None else x0_prev
