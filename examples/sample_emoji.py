@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Draws the samples of trained emoji models again, and their cards.
+"""Draws the samples of trained emoji models again, and their cards: a quarter of an hour on 2 cores.
 
-python examples/sample_emoji.py ascedfast/assets/emoji64-unet ascedfast/assets/emoji64-dit      # minutes on a CPU
+python examples/sample_emoji.py ascedfast/assets/emoji64-unet ascedfast/assets/emoji64-dit
 """
 
 import json

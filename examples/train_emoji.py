@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Trains the two bundled emoji models: a U-Net (noise, linear beta) and a DiT (rectified flow), 64x64 pixels.
 
-    python examples/train_emoji.py --model both --minutes 9 --out ascedfast/assets
+    python examples/train_emoji.py --model both --minutes 30 --out asced-run/models
     python examples/train_emoji.py --model unet --minutes 1 --small --out /tmp/tiny      # a minute on a laptop
 
 Needs a font (Debian package fonts-noto-color-emoji). A run told to end (SIGTERM) writes what it has. One that is killed

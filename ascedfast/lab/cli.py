@@ -36,7 +36,8 @@ def check_extra() -> None:
 
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if absent:
-        fail(f"the laboratory needs {', '.join(absent)}: pip install 'ascedfast[lab]'")
+        how = "pip install 'ascedfast[lab]' (in a checkout: pip install -c constraints.txt -e '.[lab]')"
+        fail(f"the laboratory needs {', '.join(absent)}: {how}")
 
 
 @app.command()
@@ -126,7 +127,7 @@ def _parity(out: Path, wanted: bool) -> dict[str, Any] | None:
 @app.command()
 def claims(
     family: Families = None,
-    size: Size = "full",
+    size: Size = "small",
     out: Out = RESULTS,
     parity: Annotated[bool, typer.Option(help="Run the parity tests of a checkout first, for C17.")] = False,
     benchmarks: Annotated[Path, typer.Option(help="Saved benchmarks, for C10.")] = Path("benchmarks/results"),
@@ -160,7 +161,7 @@ def claims(
 @app.command()
 def report(
     family: Families = None,
-    size: Size = "full",
+    size: Size = "small",
     out: Out = RESULTS,
     benchmarks: Annotated[Path, typer.Option(help="Saved benchmarks, for C10.")] = Path("benchmarks/results"),
     as_json: Json = False,
