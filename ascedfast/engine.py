@@ -53,13 +53,15 @@ class Engine:
         draw: int = 0,
         first: int = 0,
         enabled: bool = True,
+        left_alone: str | None = None,
     ) -> int:
         """Add a row and return its id.
 
         Args:
             seed: the request's 64-bit seed. draw: tells rows of one seed apart (images of one request).
             first: index in the schedule of the first step that will be executed.
-            enabled: False leaves the row alone.
+            enabled: False leaves the row alone. left_alone: does so too, for this reason, which the report
+                gives; to warn of it is the caller's.
         Raises: TypeError, ValueError or BackendError for bad settings; then nothing is added.
         """
         if not isinstance(schedule, Schedule):
@@ -73,9 +75,9 @@ class Engine:
             raise ValueError(f"draw must lie in 0..65535, got {draw}")
         seed_to_int64(seed)
         _backend.check_all(config.backend)
-        self._part()
-        plan = plan_run(schedule, config, first)
-        if enabled and plan.reason is not None and not self._warned:
+        self.end_lockstep()
+        plan = plan_run(schedule, config, first) if left_alone is None else Plan(0, 0, left_alone)
+        if enabled and left_alone is None and plan.reason is not None and not self._warned:
             self._warned = True
             logger.warning("this run is left alone: %s", plan.reason)
         row = Row(self._next_id, schedule, config, seed, draw, first, plan, enabled)
@@ -85,7 +87,7 @@ class Engine:
 
     def remove(self, row: int) -> RowReport:
         """Take a row out and return its report."""
-        self._part()
+        self.end_lockstep()
         leaving = self._row(row)
         leaving.detach()
         report = leaving.report()
@@ -99,7 +101,7 @@ class Engine:
 
     def set_enabled(self, row: int, enabled: bool) -> None:
         """Switch a row on or off. What was banked before stays; a gap in the window leaves the row alone."""
-        self._part()
+        self.end_lockstep()
         self._row(row).enabled = enabled
 
     @property
@@ -148,7 +150,7 @@ class Engine:
             lockstep = self._lockstep or self._together(x, m)
             if lockstep is not None and lockstep.fits(x, m):
                 return lockstep.observe(x, m)
-        self._part()
+        self.end_lockstep()
         batch = self._select(rows)
         if (m is None) == (x0 is None):
             raise TypeError("observe takes either the model output m or x0")
@@ -186,7 +188,7 @@ class Engine:
         x = as_tensor(x, write=True)
         if rows is None and self._lockstep is not None:
             return self._lockstep.correct_(x)
-        self._part()
+        self.end_lockstep()
         batch = self._select(rows)
         self._check_batch(x, batch)
         if x.requires_grad and any(row.due for row in batch):
@@ -247,6 +249,12 @@ class Engine:
         if self._lockstep is not None:
             self._lockstep.reseed()
 
+    def end_lockstep(self) -> None:
+        """The rows go on one by one, as after a call that names one of them."""
+        if self._lockstep is not None:
+            self._lockstep.settle()
+            self._lockstep = None
+
     def _together(self, x: Tensor, m: Tensor) -> Lockstep | None:
         rows = list(self._rows.values())
         if not agree(rows):
@@ -256,19 +264,9 @@ class Engine:
             return None
         return self.lockstep(x, lambda rows: LockstepPlan(rows[0], len(rows), x, m, lambda t: t))
 
-    def end_lockstep(self) -> None:
-        """The rows go on one by one, as after a call that names one of them."""
-        self._part()
-
     def _settle(self) -> None:
         if self._lockstep is not None:
             self._lockstep.settle()
-
-    def _part(self) -> None:
-        """The rows go on one by one."""
-        if self._lockstep is not None:
-            self._lockstep.settle()
-            self._lockstep = None
 
     def _row(self, row: int) -> Row:
         self._settle()

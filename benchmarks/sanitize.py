@@ -29,9 +29,13 @@ SHOWN = 12
 NOISE = re.compile(r"=+ (COMPUTE-SANITIZER|.*SUMMARY:)|=+\s*$")
 
 
+TOOLKIT = "/usr/local/cuda"
+"""Where the CUDA toolkit lies unless CUDA_HOME or CUDA_PATH says otherwise."""
+
+
 def sanitizer() -> str | None:
     """Path of compute-sanitizer: on the PATH, else in the CUDA toolkit."""
-    folders = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), TOOLKIT]
     places = [str(Path(folder) / "bin") for folder in folders if folder]
     return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(places))
 

@@ -40,3 +40,15 @@ def poisoned_empty(monkeypatch):
         return made.fill_(float("nan")) if made.is_floating_point() else made
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture
+def few_grids(monkeypatch):
+    """Spares the laboratory's tests the drawing of 50,000 grids."""
+    from ascedfast.lab import data
+
+    monkeypatch.setattr(data, "GLYPH_TRAIN", data.GLYPH_TRAIN[:50])
+    monkeypatch.setattr(data, "GLYPH_HELD_OUT", data.GLYPH_HELD_OUT[:100])
+    data.load.cache_clear()
+    yield
+    data.load.cache_clear()

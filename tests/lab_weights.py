@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""A folder of untrained small weights in the laboratory's format, made in a second."""
+"""A folder of untrained small weights in the laboratory's format, made in a second; and what its tests need of the
+machine."""
 
+import pytest
 import torch
 
-from ascedfast.lab import extractors, families, nets
+from ascedfast.lab import data, emoji, extractors, families, nets
 from ascedfast.lab.jobs import JOBS, LABELS
+
+needs_fashion = pytest.mark.skipif(
+    not data.FASHION_FOLDER.is_dir(), reason=f"install the Debian package {data.FASHION_PACKAGE}"
+)
+needs_font = pytest.mark.skipif(emoji.find_font() is None, reason=f"install the Debian package {emoji.DEBIAN_PACKAGE}")
 
 
 def write_untrained(root):

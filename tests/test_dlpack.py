@@ -105,7 +105,7 @@ def test_what_cannot_be_shared(x, words, write):
 @pytest.mark.skipif(DEVICES != ["cuda"], reason="needs a CUDA device")
 @pytest.mark.parametrize("stream", ["default", "side"])
 def test_cupy_is_corrected_in_place(stream):
-    cupy = pytest.importorskip("cupy")
+    cupy = pytest.importorskip("cupy", reason="pip install cupy-cuda13x")
     x = cupy.ones((1, 4, 4, 4), dtype=cupy.float32)[:, 1:3]
     address = x.data.ptr
     with torch.cuda.stream(torch.cuda.Stream() if stream == "side" else torch.cuda.current_stream()):
@@ -121,7 +121,7 @@ def test_cupy_is_corrected_in_place(stream):
 def arrays_of(library):
     if library == "numpy":
         return np.asarray, np.asarray
-    cupy = pytest.importorskip("cupy")
+    cupy = pytest.importorskip("cupy", reason="pip install cupy-cuda13x")
     return cupy.asarray, cupy.asnumpy
 
 

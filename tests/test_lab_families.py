@@ -8,37 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("diffusers")
-pytest.importorskip("torchmetrics")
-
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from lab_weights import full_size_networks, write_untrained
+from lab_weights import full_size_networks, needs_fashion, needs_font, write_untrained
 
 from ascedfast.lab import data, emoji, families, glyphs, nets
 from ascedfast.lab.sampling import sample
 from ascedfast.lab.subject import Subject
 
-needs_fashion = pytest.mark.skipif(
-    not data.FASHION_FOLDER.is_dir(), reason=f"install the Debian package {data.FASHION_PACKAGE}"
-)
-needs_font = pytest.mark.skipif(emoji.find_font() is None, reason=f"install the Debian package {emoji.DEBIAN_PACKAGE}")
 OURS = [name for name, family in families.FAMILIES.items() if not family.packaged]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return write_untrained(tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture
-def few_grids(monkeypatch):
-    """Spares the drawing of 50,000 grids."""
-    monkeypatch.setattr(data, "GLYPH_TRAIN", data.GLYPH_TRAIN[:50])
-    monkeypatch.setattr(data, "GLYPH_HELD_OUT", data.GLYPH_HELD_OUT[:100])
-    data.load.cache_clear()
-    yield
-    data.load.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("diffusers")
-pytest.importorskip("torchmetrics")
-
 from lab_weights import write_untrained
 
 from ascedfast.lab import damage as damages
@@ -28,16 +24,6 @@ def grids():
 def net():
     torch.manual_seed(0)
     return PatchNet(1, 32, width=4, features=6).eval()
-
-
-@pytest.fixture
-def few_grids(monkeypatch):
-    """Spares the drawing of 50,000 grids."""
-    monkeypatch.setattr(data, "GLYPH_TRAIN", data.GLYPH_TRAIN[:50])
-    monkeypatch.setattr(data, "GLYPH_HELD_OUT", data.GLYPH_HELD_OUT[:100])
-    data.load.cache_clear()
-    yield
-    data.load.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -10,24 +10,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("diffusers")
-pytest.importorskip("torchmetrics")
-pytest.importorskip("typer")
-
 from diffusers import DDIMPipeline
-from lab_weights import write_untrained
+from lab_weights import needs_fashion, needs_font, write_untrained
 from PIL import Image
 from typer.testing import CliRunner
 
-from ascedfast.lab import data, emoji, families, jobs, training
+from ascedfast.lab import data, families, jobs, training
 from ascedfast.lab.jobs import JOBS
 from ascedfast.lab.loop import Loop, average_decay
 
-needs_fashion = pytest.mark.skipif(
-    not data.FASHION_FOLDER.is_dir(), reason=f"install the Debian package {data.FASHION_PACKAGE}"
-)
-needs_font = pytest.mark.skipif(emoji.find_font() is None, reason=f"install the Debian package {emoji.DEBIAN_PACKAGE}")
 SMALL = ("--small", "--device", "cpu", "--plain")
 SECONDS = 4
 

@@ -19,11 +19,9 @@ pytestmark = [pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT), *([pytest.mark.
 COUNTS = [1, 2, 3, 4, 31, 2500, 4097, 20001] if not ON_GPU else [1, 2, 3, 4, 31, 4097, 16384, 65536, 65539, 262144]
 
 
-@pytest.fixture(params=["clusters", "groups"])
+@pytest.fixture(params=["clusters"] if ON_GPU else ["clusters", "groups"])  # on a GPU the size decides: test_large
 def team(request, monkeypatch):
     if request.param == "groups":
-        if ON_GPU:
-            pytest.skip("on a GPU the size decides, see test_large")
         monkeypatch.setenv("EMULATED_CLUSTERS", "0")
     return request.param
 

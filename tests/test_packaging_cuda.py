@@ -5,7 +5,10 @@ import shutil
 import zipfile
 
 import pytest
+import torch
 from test_packaging import build, copy_checkout, has_extension, names_in, needs_build, needs_compiler, python
+
+from ascedfast import _backend
 
 BARE = {"PATH": "/usr/bin:/bin", "CUDA_HOME": "", "ASCEDFAST_BUILD": "require"}
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
@@ -69,3 +72,11 @@ def test_unknown_mode_is_refused(tmp_path):
     status, output, _ = build(copy_checkout(tmp_path), "wheel", ASCEDFAST_CUDA="yes")
     assert status != 0
     assert "ASCEDFAST_CUDA: expected one of auto, require, skip, got 'yes'" in output
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_nvcc
+def test_a_machine_with_a_gpu_and_nvcc_has_the_cuda_ops():
+    """Else the tests of csrc's CUDA would be skipped there, and nobody would see that its build had failed."""
+    assert _backend.has_cuda(), "pip install -e . again and read what it says of CUDA"

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """One scheduler's ASCED state: binds each ``step`` call to the engine and repairs the solver's history."""
 
-import dataclasses
 import functools
 import inspect
 import logging
@@ -30,7 +29,6 @@ from ascedfast.engine import Engine
 from ascedfast.lockstep import WARM_UP
 from ascedfast.process import Coefficients
 from ascedfast.report import Report
-from ascedfast.schedule import Plan
 
 logger = logging.getLogger("ascedfast")
 OnX0 = Callable[[int, Any, Tensor], None]
@@ -56,7 +54,6 @@ class SchedulerRun:
         self.within_pipeline = within_pipeline
         self.leave_pipeline()
         self._told: set[str] = set()
-        self._left_alone: str | None = None
         self._x0: Tensor | None = None
         self._host: HostCopy | None = None
         self._known = KnownRuns()
@@ -82,8 +79,6 @@ class SchedulerRun:
     def report(self) -> Report:
         """The last run's report."""
         rows = [] if self._engine is None else self._engine.report.rows
-        if self._left_alone is not None:
-            rows = [dataclasses.replace(row, enabled=True, plan=Plan(0, 0, self._left_alone)) for row in rows]
         return Report(rows, None if self._engine is None else self._layout.image_size)
 
     def new_timesteps(self, scheduler: Any, stock: Callable, args: tuple, kwargs: dict) -> None:
@@ -193,13 +188,13 @@ class SchedulerRun:
         self._levels = self._on_host(scheduler)
         schedule = self._known.schedule(self._levels)
         seen = layout.layout_of(x, self.context, self.grid)
-        engine, left_alone = Engine(), why_left_alone(scheduler, index)
+        engine, reason = Engine(), why_left_alone(scheduler, index)
         for seed, draw in self._row_seeds(x, generator):
-            engine.add(schedule, self.config, seed=seed, draw=draw, first=index, enabled=left_alone is None)
+            engine.add(schedule, self.config, seed=seed, draw=draw, first=index, left_alone=reason)
         self._reset()
-        self._layout, self._engine, self._shape, self._x0, self._left_alone = seen, engine, x.shape, None, left_alone
-        if left_alone is not None:
-            self._warn_once(f"this run is left alone: {left_alone}")
+        self._layout, self._engine, self._shape, self._x0 = seen, engine, x.shape, None
+        if reason is not None:
+            self._warn_once(f"this run is left alone: {reason}")
         nan = nan_warning(self._levels)
         if nan is not None:
             self._warn_once(nan)

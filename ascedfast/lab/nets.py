@@ -29,16 +29,17 @@ def unet32(classes: int | None = None, small: bool = False) -> UNet2DModel:
     )
 
 
-def latent_dit(small: bool = False) -> PixArtTransformer2DModel:
-    """4x16x16 latents, a token a location, blocks that share one modulation; 1,461,604 parameters when not small."""
+def plain_dit(size: int, channels: int, patch: int, heads: int, width: int, layers: int) -> PixArtTransformer2DModel:
+    """A transformer without captions that starts as the identity; its blocks share one modulation, so that the
+    parameters go into depth. width: channels of a head."""
     model = PixArtTransformer2DModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        patch_size=1,
-        num_attention_heads=2 if small else 5,
-        attention_head_dim=16 if small else 32,
-        num_layers=1 if small else 4,
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        patch_size=patch,
+        num_attention_heads=heads,
+        attention_head_dim=width,
+        num_layers=layers,
         cross_attention_dim=None,
         caption_channels=None,
         use_additional_conditions=False,
@@ -46,6 +47,12 @@ def latent_dit(small: bool = False) -> PixArtTransformer2DModel:
     )
     start_as_identity(model)
     return model
+
+
+def latent_dit(small: bool = False) -> PixArtTransformer2DModel:
+    """4x16x16 latents, a token a location; 1,461,604 parameters when not small."""
+    heads, width, layers = (2, 16, 1) if small else (5, 32, 4)
+    return plain_dit(16, 4, 1, heads, width, layers)
 
 
 def emoji_vae(small: bool = False) -> AutoencoderKL:

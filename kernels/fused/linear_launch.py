@@ -5,23 +5,22 @@ from collections.abc import Callable
 
 import torch
 import triton
+from ascedfast.kernels.launcher import ALIGNED, Launcher
 from ascedfast.kernels.linear_step import linear_step_kernel
-from ascedfast.kernels.step_launch import ALIGNED
-from ascedfast.kernels.tile import GROUP, MIN_BLOCK, TILE, WARPS, Layout
+from ascedfast.kernels.tile import GROUP, MIN_BLOCK, TILE, WARPS
 from torch import Tensor
 
 from ascedfast.linear import COLUMNS, WIDTH, LinearPlan, LinearStep
 
 
-class LinearLauncher:
-    """Launches on tensors with the shapes, strides, types and device of x and m; keeps none of them.
+class LinearLauncher(Launcher):
+    """A solver's sums, x0_hat and its dynamics.
 
     Args:
-        x, m: a state and a model output. view: sees either as [R, C, *grid].
+        x, m, view, clip, reduce: see ``Launcher``.
         levels: float32 [steps, n] contiguous, whose first columns are a and b. plan: the solver's steps.
         sums: its table on x's device. state_dtype: of the next state.
         own_dtype: of the solver's own prediction, or None where nobody asks for it.
-        clip, reduce: as for ``ops.step_dynamics``.
     """
 
     def __init__(
@@ -38,23 +37,11 @@ class LinearLauncher:
         clip: float | None,
         reduce: str,
     ) -> None:
-        self._kind = (x.shape, x.stride(), x.dtype, x.device, m.shape, m.stride(), m.dtype, m.device)
-        self._view, self._layout = view, Layout(view(x))
+        super().__init__(x, m, view, clip, reduce)
         self._levels, self._sums, self._plan = levels, sums, plan
         self._state_dtype, self._own_dtype = state_dtype, own_dtype
-        self._clip, self._reduce = clip, reduce
         following = torch.empty_like(x)
         self._strides = [self._layout.strides(t) for t in (view(x), view(m), self.new_x0(x), view(following))]
-        self._prepared: dict[tuple, tuple] = {}
-        self._compiles = x.device.type == "cuda"
-
-    def fits(self, x: Tensor, m: Tensor) -> bool:
-        """Whether these tensors are of the prepared kind."""
-        return (x.shape, x.stride(), x.dtype, x.device, m.shape, m.stride(), m.dtype, m.device) == self._kind
-
-    def new_x0(self, x: Tensor) -> Tensor:
-        """A float32 buffer for x0_hat, [R, C, *grid], in x's order in memory."""
-        return torch.empty_like(self._view(x), dtype=torch.float32)
 
     def new_carried(self, x: Tensor) -> list[Tensor]:
         """Buffers for the slots of the plan, float32; the first step reads none of them."""

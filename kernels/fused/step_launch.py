@@ -9,26 +9,24 @@ from collections.abc import Callable, Sequence
 
 import torch
 import triton
+from ascedfast.kernels.launcher import ALIGNED, Launcher
 from ascedfast.kernels.step_dynamics import step_dynamics_kernel, variant
-from ascedfast.kernels.tile import WARPS, Layout
+from ascedfast.kernels.tile import WARPS
 from torch import Tensor
 
 from ascedfast.solver import Update
 
-ALIGNED = 16
-"""Bytes; addresses that are a multiple of it allow wide loads."""
 TABLE_WIDTH = 8
 """float32 of one step: a, b and six scalars of the solver."""
 
 
-class StepLauncher:
-    """Launches on tensors with the shapes, strides, types and device of x and m; keeps none of them.
+class StepLauncher(Launcher):
+    """A solver's update with the stock's bits, or x0_hat and its dynamics alone.
 
     Args:
-        x, m: a state and a model output. view: sees either as [R, C, *grid].
+        x, m, view, clip, reduce: see ``Launcher``.
         table: float32 [steps, 8] contiguous: a, b and the scalars of each step's update.
         updates: the solver's updates that occur; a call names one by its index.
-        clip, reduce: as for ``ops.step_dynamics``.
     """
 
     def __init__(
@@ -42,26 +40,13 @@ class StepLauncher:
         clip: float | None,
         reduce: str,
     ) -> None:
-        self._kind = (x.shape, x.stride(), x.dtype, x.device, m.shape, m.stride(), m.dtype, m.device)
-        self._view = view
-        self._layout = Layout(view(x))
+        super().__init__(x, m, view, clip, reduce)
         self._table = table
-        self._clip, self._reduce = clip, reduce
         self._updates = [(update, *_result_dtypes(update, x, m)) for update in updates]
         following = torch.empty_like(x)
         x0 = self.new_x0(x)
         self._strides = [self._layout.strides(t) for t in (view(x), view(m), x0, x0, view(following))]
         self._step_stride = table.stride(0)
-        self._prepared: dict[tuple, tuple] = {}
-        self._compiles = x.device.type == "cuda"
-
-    def fits(self, x: Tensor, m: Tensor) -> bool:
-        """Whether these tensors are of the prepared kind."""
-        return (x.shape, x.stride(), x.dtype, x.device, m.shape, m.stride(), m.dtype, m.device) == self._kind
-
-    def new_x0(self, x: Tensor) -> Tensor:
-        """A float32 buffer for x0_hat, [R, C, *grid], in x's order in memory."""
-        return torch.empty_like(self._view(x), dtype=torch.float32)
 
     def __call__(
         self,
