@@ -9,6 +9,7 @@ do.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,13 @@ def sample_grid(pipeline: DiffusionPipeline, steps: int = STEPS, count: int = SA
     """Samples of the seeds 0 to count - 1, uint8 (count / 8 * S, 8 * S, 3).
 
     Each step goes to x' = alpha'*x0 + sqrt(sigma'^2 - v)*e + sqrt(v)*z with DDIM's v at eta 1 (arXiv 2010.02502,
-    Eq. 16), for the noise-predicting model and for the flow alike. All noise of an image comes from its own generator
-    on the CPU. Raises: FloatingPointError where a value is not finite.
+    Eq. 16), for the noise-predicting model and for the flow alike. As in diffusers, a clamp of x0 leaves e as the
+    model predicts it. All noise of an image comes from its own generator on the CPU. Raises: FloatingPointError where
+    a value is not finite.
     """
     pipeline.scheduler.set_timesteps(steps)
     schedule = schedule_of(pipeline.scheduler)
+    unclipped = replace(schedule, clip=None)
     flow = isinstance(pipeline, PixelFlowPipeline)
     network = pipeline.transformer if flow else pipeline.unet
     size, device = network.config.sample_size, network.device
@@ -51,7 +54,7 @@ def sample_grid(pipeline: DiffusionPipeline, steps: int = STEPS, count: int = SA
         named = [{"timestep": t.expand(len(part))} if flow else {"timestep": t} for part in parts]
         m = torch.cat([network(part, **more, return_dict=False)[0] for part, more in zip(parts, named, strict=True)])
         x0 = schedule.x0_hat(k, x, m)
-        e = (x - level.alpha * x0) / level.sigma
+        e = (x - level.alpha * unclipped.x0_hat(k, x, m)) / level.sigma
         kept = (level.alpha * sigma / (alpha * level.sigma)) ** 2
         fresh = sigma * math.sqrt(max(0.0, 1 - kept))
         x = alpha * x0 + math.sqrt(max(0.0, sigma**2 - fresh**2)) * e
