@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from ascedfast.kernels.grid import grid_of, grid_strides
+from ascedfast.kernels.prepared import KEPT, PreparedLaunch
 from torch import Tensor
 
 from ascedfast import reference
@@ -153,6 +154,56 @@ def weights_on(sigma: float, device: torch.device) -> Tensor:
     return upload(torch.from_numpy(taps), device)
 
 
+@functools.lru_cache(maxsize=KEPT)
+def _prepared(
+    shape: tuple[int, ...], strides: tuple[int, ...], radius: int, device: torch.device
+) -> tuple[list[tuple[PreparedLaunch, int | None, int, int]], int]:
+    """Launches, each with the buffers that it reads (None: the maps) and writes; number of buffers."""
+    count, rows, channels, *sizes = shape
+    depth, height, width = grid_of(tuple(sizes))
+    locations = math.prod(sizes)
+    smooth = radius > 0
+    volume = smooth and len(sizes) == 3
+    buffers = 3 if volume else 2 if smooth else 1
+
+    def launch(strides, layers, lines, layer_stride, line_stride, passes):
+        return PreparedLaunch(
+            _blur,
+            (count * rows * layers * triton.cdiv(lines, LINES),),
+            rows,
+            layers,
+            lines,
+            width,
+            locations,
+            *strides,
+            layer_stride,
+            line_stride,
+            channels,
+            radius,
+            passes > 1,
+            passes > 2,
+            radius <= lines,
+            radius <= width,
+            radius <= UNROLLED and channels == 1,
+            LINES,
+            STRETCH,
+            num_warps=4,
+            num_stages=1,
+            enable_fp_fusion=False,
+        )
+
+    launches, source = [], None
+    if volume:
+        k, row, channel, d, h, w = strides
+        launches.append((launch((k, row, channel, h, d, w), height, depth, width, height * width, 1), source, 2, 2))
+        plane = channels * locations
+        source, strides = 2, (rows * plane, plane, locations, height * width, width, 1)
+    passes = 1 if not smooth else 2 if channels == 1 else 3
+    last = launch(strides, depth, height, height * width, width, passes)
+    launches.append((last, source, 0, min(1, buffers - 1)))
+    return launches, buffers
+
+
 def blur(maps: Tensor, weights: Tensor) -> Tensor:
     """Smooth |maps| along the grid axes, then the channels where C > 1.
 
@@ -162,48 +213,10 @@ def blur(maps: Tensor, weights: Tensor) -> Tensor:
     Returns: fp32 [K*R, C*locations], contiguous. One launch, or two where the grid has three axes.
     """
     count, rows, channels, *sizes = maps.shape
-    depth, height, width = grid_of(tuple(sizes))
-    locations = math.prod(sizes)
     radius = weights.numel() // 2
-    smooth = radius > 0
-    volume = smooth and len(sizes) == 3
-    buffers = 3 if volume else 2 if smooth else 1
-    spare = torch.empty((buffers, count * rows, channels * locations), dtype=torch.float32, device=maps.device)
-
-    def launch(source, strides, first, second, layers, lines, layer_stride, line_stride, passes):
-        _blur[(count * rows * layers * triton.cdiv(lines, LINES),)](
-            source,
-            first,
-            second,
-            weights,
-            rows,
-            layers,
-            lines,
-            width,
-            locations,
-            *strides,
-            layer_stride,
-            line_stride,
-            C=channels,
-            RADIUS=radius,
-            ALONG=passes > 1,
-            CHANNELS=passes > 2,
-            LINES_ONCE=radius <= lines,
-            ALONG_ONCE=radius <= width,
-            UNROLL=radius <= UNROLLED and channels == 1,
-            LINES=LINES,
-            STRETCH=STRETCH,
-            num_warps=4,
-            num_stages=1,
-            enable_fp_fusion=False,
-        )
-
-    source, strides = maps, (*maps.stride()[:3], *grid_strides(maps, 3))
-    if volume:
-        k, row, channel, d, h, w = strides
-        launch(source, (k, row, channel, h, d, w), spare[2], spare[2], height, depth, width, height * width, 1)
-        plane = channels * locations
-        source, strides = spare[2], (rows * plane, plane, locations, height * width, width, 1)
-    passes = 1 if not smooth else 2 if channels == 1 else 3
-    launch(source, strides, spare[0], spare[min(1, buffers - 1)], depth, height, height * width, width, passes)
-    return spare[1 if passes == 2 else 0]
+    launches, buffers = _prepared(maps.shape, (*maps.stride()[:3], *grid_strides(maps, 3)), radius, maps.device)
+    shape = (buffers, count * rows, channels * math.prod(sizes))
+    spare = torch.empty(shape, dtype=torch.float32, device=maps.device).unbind(0)
+    for launch, source, first, second in launches:
+        launch(maps if source is None else spare[source], spare[first], spare[second], weights)
+    return spare[1 if radius > 0 and channels == 1 else 0]

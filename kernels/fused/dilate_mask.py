@@ -6,10 +6,13 @@ first and then along them, which needs nothing that another program made. A loca
 byte instead of (2*radius + 1)^2.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from ascedfast.kernels.grid import grid_of, grid_strides
+from ascedfast.kernels.prepared import KEPT, PreparedLaunch
 from torch import Tensor
 
 LINES, STRETCH = 4, 128
@@ -74,27 +77,31 @@ def _dilate_mask(
         start += STRETCH
 
 
-def dilate_mask(mask: Tensor, radius: int) -> Tensor:
-    """Launch on checked arguments, see ``ops.dilate_mask``."""
-    depth, height, width = grid_of(tuple(mask.shape[1:]))
-    out = torch.empty(mask.shape, dtype=torch.bool, device=mask.device)
-    if mask.numel() == 0:
-        return out
-    radius = min(radius, max(height, width))  # further is the whole plane all the same
-    _dilate_mask[(mask.shape[0] * depth * triton.cdiv(height, LINES),)](
-        mask.view(torch.uint8),
-        torch.empty_like(out, dtype=torch.uint8),
-        out.view(torch.uint8),
+@functools.lru_cache(maxsize=KEPT)
+def _prepared(shape: tuple[int, ...], strides: tuple[int, ...], radius: int, device: torch.device) -> PreparedLaunch:
+    depth, height, width = grid_of(shape[1:])
+    return PreparedLaunch(
+        _dilate_mask,
+        (shape[0] * depth * triton.cdiv(height, LINES),),
         depth,
         height,
         width,
-        mask.stride(0),
-        *grid_strides(mask, 1),
-        RADIUS=radius,
-        UNROLL=radius <= UNROLLED,
-        LINES=LINES,
-        STRETCH=STRETCH,
+        *strides,
+        radius,
+        radius <= UNROLLED,
+        LINES,
+        STRETCH,
         num_warps=4,
         num_stages=1,
     )
+
+
+def dilate_mask(mask: Tensor, radius: int) -> Tensor:
+    """Launch on checked arguments, see ``ops.dilate_mask``."""
+    out = torch.empty(mask.shape, dtype=torch.bool, device=mask.device)
+    if mask.numel() == 0:
+        return out
+    radius = min(radius, max(mask.shape[-2:]))  # further is the whole plane all the same
+    strides = (mask.stride(0), *grid_strides(mask, 1))
+    _prepared(mask.shape, strides, radius, mask.device)(mask, torch.empty_like(out), out)
     return out

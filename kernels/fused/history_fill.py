@@ -5,12 +5,15 @@ One program does BLOCK locations of one row, reads ``current`` once and writes e
 location ends after reading its mask; outside the mask nothing is written, so that every bit stays.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
+from ascedfast.kernels.prepared import KEPT, PreparedLaunch
 from torch import Tensor
 
 BLOCK = 256
@@ -89,25 +92,39 @@ def _history_fill(
         entry2 += channel2
 
 
+@functools.lru_cache(maxsize=KEPT)
+def _prepared(
+    shape: tuple[int, ...],
+    strides: tuple[tuple[int, ...], ...],
+    types: tuple[torch.dtype, ...],
+    entries: int,
+    device: torch.device,
+) -> PreparedLaunch:
+    """strides: of the mask, of ``current`` and of three entries; types: of the last four."""
+    _, height, width = grid_of(shape[2:])
+    locations = math.prod(shape[2:])
+    return PreparedLaunch(
+        _history_fill,
+        (triton.cdiv(locations, BLOCK), shape[0]),
+        height,
+        width,
+        locations,
+        *[stride for of_one in strides for stride in of_one],
+        shape[1],
+        entries,
+        BLOCK,
+    )
+
+
 def history_fill_(entries: Sequence[Tensor], mask: Tensor, current: Tensor) -> None:
     """Launch on one to three checked entries, see ``ops.history_fill_``."""
     if current.numel() == 0:
         return
-    depth, height, width = grid_of(current.shape[2:])
-    locations = depth * height * width
-    three = (*entries, *[entries[0]] * (MOST_ENTRIES - len(entries)))
-    strides = [(t.stride(0), t.stride(1), *grid_strides(t, 2)) for t in (current, *three)]
-    _history_fill[(triton.cdiv(locations, BLOCK), current.shape[0])](
-        mask.view(torch.uint8),
-        current,
-        *three,
-        height,
-        width,
-        locations,
-        mask.stride(0),
-        *grid_strides(mask, 1),
-        *[stride for of_one in strides for stride in of_one],
-        C=current.shape[1],
-        ENTRIES=len(entries),
-        BLOCK=BLOCK,
-    )
+    tensors = (current, *entries, *[entries[0]] * (MOST_ENTRIES - len(entries)))
+    strides = ((mask.stride(0), *grid_strides(mask, 1)), *(_strides(t) for t in tensors))
+    types = tuple(t.dtype for t in tensors)
+    _prepared(current.shape, strides, types, len(entries), current.device)(mask, *tensors)
+
+
+def _strides(state: Tensor) -> tuple[int, ...]:
+    return state.stride(0), state.stride(1), *grid_strides(state, 2)

@@ -7,9 +7,6 @@ import torch
 from ascedfast.kernels.tile import Layout
 from torch import Tensor
 
-ALIGNED = 16
-"""Bytes; addresses that are a multiple of it allow wide loads."""
-
 
 class Launcher:
     """Launches on tensors with the shapes, strides, types and device of x and m; keeps none of them.

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import torch
 import triton
-from ascedfast.kernels.launcher import ALIGNED, Launcher
+from ascedfast.kernels.launcher import Launcher
 from ascedfast.kernels.linear_step import linear_step_kernel
+from ascedfast.kernels.prepared import ALIGNED
 from ascedfast.kernels.tile import GROUP, MIN_BLOCK, TILE, WARPS
 from torch import Tensor
 

@@ -5,11 +5,15 @@ One program does BLOCK locations of one row. A block without a masked location e
 nothing is written outside the mask, so x keeps its bits there.
 """
 
+import functools
+import math
+
 import torch
 import triton
 import triton.language as tl
 from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
 from ascedfast.kernels.philox import block_of_normals
+from ascedfast.kernels.prepared import KEPT, PreparedLaunch
 from torch import Tensor
 
 BLOCK = 256
@@ -80,6 +84,37 @@ def _renoise(
             tl.store(x + channel * x_channel, y.to(x.dtype.element_ty), ok)
 
 
+@functools.lru_cache(maxsize=KEPT)
+def _prepared(
+    shape: tuple[int, ...],
+    x_strides: tuple[int, ...],
+    mask_strides: tuple[int, ...],
+    x0_strides: tuple[int, ...],
+    types: tuple[torch.dtype, ...],
+    perturb: bool,
+    purposes: tuple[int, int],
+    device: torch.device,
+) -> PreparedLaunch:
+    """types: of the tensors, which a compiled kernel is made for."""
+    _, height, width = grid_of(shape[2:])
+    locations = math.prod(shape[2:])
+    return PreparedLaunch(
+        _renoise,
+        (triton.cdiv(locations, BLOCK), shape[0]),
+        height,
+        width,
+        locations,
+        *x_strides,
+        *mask_strides,
+        *x0_strides,
+        shape[1],
+        perturb,
+        *purposes,
+        BLOCK,
+        enable_fp_fusion=False,
+    )
+
+
 def renoise_(
     x: Tensor,
     mask: Tensor,
@@ -96,34 +131,12 @@ def renoise_(
     """Launch on checked arguments, see ``ops.renoise_``. x0 is fp32; purposes: of the noise and of the perturbation."""
     if x.numel() == 0:
         return x
-    depth, height, width = grid_of(x.shape[2:])
-    locations = depth * height * width
-    _renoise[(triton.cdiv(locations, BLOCK), x.shape[0])](
-        x,
-        mask.view(torch.uint8),
-        x0,
-        alpha,
-        sigma,
-        alpha if x0_noise is None else x0_noise,
-        seeds,
-        steps,
-        draws,
-        height,
-        width,
-        locations,
-        x.stride(0),
-        x.stride(1),
-        *grid_strides(x, 2),
-        mask.stride(0),
-        *grid_strides(mask, 1),
-        x0.stride(0),
-        x0.stride(1),
-        *grid_strides(x0, 2),
-        C=x.shape[1],
-        PERTURB=x0_noise is not None,
-        RENOISE_PURPOSE=purposes[0],
-        PERTURB_PURPOSE=purposes[1],
-        BLOCK=BLOCK,
-        enable_fp_fusion=False,
+    tensors = (x, mask, x0, alpha, sigma, alpha if x0_noise is None else x0_noise, seeds, steps, draws)
+    strides = (
+        (x.stride(0), x.stride(1), *grid_strides(x, 2)),
+        (mask.stride(0), *grid_strides(mask, 1)),
+        (x0.stride(0), x0.stride(1), *grid_strides(x0, 2)),
     )
+    types = tuple(tensor.dtype for tensor in tensors)
+    _prepared(x.shape, *strides, types, x0_noise is not None, purposes, x.device)(*tensors)
     return x

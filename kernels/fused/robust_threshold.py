@@ -6,6 +6,8 @@ up to 128x128 values, 5 above (``sampled_median``); flags, counts and z of all m
 function that does the statistics of the planes for which it is faster.
 """
 
+import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +17,7 @@ import triton.language as tl
 from ascedfast.kernels.blur import blur, weights_on
 from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
 from ascedfast.kernels.order_statistics import INFINITE, NOTHING, distance_bits, middle, ranked
+from ascedfast.kernels.prepared import KEPT, PreparedLaunch
 from ascedfast.kernels.sampled_median import statistics_by_sample
 from torch import Tensor
 
@@ -149,10 +152,50 @@ def statistics_of(values: Tensor, faster: Statistics | None = None) -> Tensor:
     if count > IN_REGISTERS:
         return statistics_by_sample(values)
     statistics = torch.empty((planes, 2), dtype=torch.float32, device=values.device)
+    _prepared_statistics(planes, count, values.device)(values, statistics)
+    return statistics
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _prepared_statistics(planes: int, count: int, device: torch.device) -> PreparedLaunch:
     lanes = max(128, triton.next_power_of_2(count))
     warps = min(32, max(4, lanes // 256))
-    _statistics[(planes,)](values, statistics, count, N=lanes, num_warps=warps, enable_fp_fusion=False)
-    return statistics
+    return PreparedLaunch(_statistics, (planes,), count, lanes, num_warps=warps, enable_fp_fusion=False)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _prepared_flags(
+    shape: tuple[int, ...],
+    scale: float,
+    scale_strides: tuple[int, ...],
+    scale_axes: int,
+    mad_floor: float,
+    z_floor: float,
+    count: bool,
+    device: torch.device,
+) -> PreparedLaunch:
+    maps, rows, channels, *sizes = shape
+    _, height, width = grid_of(tuple(sizes))
+    locations = math.prod(sizes)
+    return PreparedLaunch(
+        _flag,
+        (triton.cdiv(locations, BLOCK), rows),
+        scale,
+        float(mad_floor),
+        float(z_floor),
+        height,
+        width,
+        locations,
+        *scale_strides,
+        maps,
+        channels,
+        scale_axes,
+        count,
+        maps <= UNROLLED,
+        BLOCK,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
 
 
 def robust_threshold(
@@ -166,13 +209,11 @@ def robust_threshold(
     faster: Statistics | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Launch on checked arguments, see ``ops.robust_threshold``. maps is fp32; faster: see ``statistics_of``."""
-    maps_count, rows, channels, *sizes = maps.shape
+    _, rows, _, *sizes = maps.shape
     flags = torch.empty((rows, *sizes), dtype=torch.int32 if count else torch.bool, device=maps.device)
     z = torch.empty((rows, *sizes), dtype=torch.float32, device=maps.device)
     if maps.numel() == 0:
         return flags, z
-    _, height, width = grid_of(tuple(sizes))
-    locations = z[0].numel()
     values = blur(maps, weights_on(blur_sigma, maps.device))
     statistics = statistics_of(values, faster)
     scale, strides, axes = 0.0, (0, 0, 0, 0), 0
@@ -181,26 +222,6 @@ def robust_threshold(
         strides = (mad_scale.stride(0), *(grid_strides(mad_scale, 1) if axes == 2 else (0, 0, 0)))
     else:
         scale = float(np.float32(mad_scale * reference.MAD_TO_SIGMA))
-    _flag[(triton.cdiv(locations, BLOCK), rows)](
-        values,
-        statistics,
-        mad_scale if axes else statistics,
-        flags if count else flags.view(torch.uint8),
-        z,
-        scale,
-        float(mad_floor),
-        float(z_floor),
-        height,
-        width,
-        locations,
-        *strides,
-        K=maps_count,
-        C=channels,
-        SCALE_AXES=axes,
-        COUNT=count,
-        UNROLL=maps_count <= UNROLLED,
-        BLOCK=BLOCK,
-        num_warps=4,
-        enable_fp_fusion=False,
-    )
+    launch = _prepared_flags(maps.shape, scale, strides, axes, mad_floor, z_floor, count, maps.device)
+    launch(values, statistics, mad_scale if axes else statistics, flags, z)
     return flags, z

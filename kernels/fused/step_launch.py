@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 import triton
-from ascedfast.kernels.launcher import ALIGNED, Launcher
+from ascedfast.kernels.launcher import Launcher
+from ascedfast.kernels.prepared import ALIGNED
 from ascedfast.kernels.step_dynamics import step_dynamics_kernel, variant
 from ascedfast.kernels.tile import WARPS
 from torch import Tensor
