@@ -89,8 +89,10 @@ def _pick(op: str, device_type: str, backend: str) -> str:
 
 def check_all(backend: str) -> None:
     """Raise BackendError unless ``backend`` can serve every op of a run, so that no run fails half-way."""
+    if backend == "auto":
+        return
     device = torch.device("cuda" if backend == "triton" else "cpu")
-    causes = [cause for op in OPS for cause in ([] if backend == "auto" else why_not(backend, op, device))]
+    causes = [cause for op in OPS for cause in why_not(backend, op, device)]
     if causes:
         raise BackendError(f"backend {backend!r} cannot serve a whole run: {'; '.join(dict.fromkeys(causes))}")
 

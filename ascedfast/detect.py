@@ -50,6 +50,11 @@ def maps_of(frames: Tensor, config: AscedConfig) -> Tensor:
     return torch.stack([reference.dynamics(new, old, config.channels) for new, old in pairs])[:, :, None]
 
 
+def connectivity_of(config: AscedConfig, grid: tuple[int, ...]) -> int:
+    """The configured connectivity, or its counterpart in a volume."""
+    return config.connectivity if len(grid) == 2 else {4: 6, 8: 26}[config.connectivity]
+
+
 def detect(maps: Tensor, config: AscedConfig, finite: Tensor | None = None) -> Detection:
     """Threshold the maps of a window and keep the regions that pass the area and width rules.
 
@@ -70,10 +75,9 @@ def detect(maps: Tensor, config: AscedConfig, finite: Tensor | None = None) -> D
     )
     if finite is not None:
         flags = flags & finite.view(-1, *([1] * len(grid)))
-    connectivity = config.connectivity if len(grid) == 2 else {4: 6, 8: 26}[config.connectivity]
     labels, mask, overflow = ops.label_regions(
         flags,
-        connectivity=connectivity,
+        connectivity=connectivity_of(config, grid),
         min_area=sizes.min_area,
         max_area=sizes.max_area,
         core_width=sizes.core_width,

@@ -33,10 +33,22 @@ from ascedfast.schedule import Plan, Schedule, plan_run
 logger = logging.getLogger("ascedfast")
 
 
-class Engine:
-    """Rows of one shape [C, *grid] on one device. Not thread-safe: one engine a thread."""
+PlanMaker = Callable[[list[Row], Tensor, Tensor], LockstepPlan]
+"""Makes what rows in lockstep have in common, from them and the first observed step's x and m [R, C, *grid]."""
 
-    def __init__(self) -> None:
+
+def _new_plan(rows: list[Row], x: Tensor, m: Tensor) -> LockstepPlan:
+    return LockstepPlan(rows[0], len(rows), x, m, lambda t: t)
+
+
+class Engine:
+    """Rows of one shape [C, *grid] on one device. Not thread-safe: one engine a thread.
+
+    Args: plan: a caller with many engines may keep the plans of equal runs; default: made anew.
+    """
+
+    def __init__(self, plan: PlanMaker = _new_plan) -> None:
+        self._make_plan = plan
         self._rows: dict[int, Row] = {}
         self._next_id = 0
         self._tables: dict[tuple[int, torch.device], Tensor] = {}
@@ -119,6 +131,13 @@ class Engine:
             return self._lockstep.wanted
         return any(row.wanted for row in self._select(rows))
 
+    @property
+    def due(self) -> bool:
+        """Whether ``correct_`` has anything to do for any row."""
+        if self._lockstep is not None:
+            return self._lockstep.due
+        return any(row.due for row in self._rows.values())
+
     def skip(self, rows: Sequence[int] | None = None) -> None:
         """Count a step that nobody watches."""
         if rows is None and self._lockstep is not None:
@@ -174,7 +193,6 @@ class Engine:
         self._last = (tuple(row.id for row in batch), new)
         return new
 
-    @torch.no_grad()
     def correct_(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor | None:
         """Re-noise, in place, the abnormal regions of the rows that have just reached T_c.
 
@@ -186,8 +204,13 @@ class Engine:
             place: an x that requires them is refused.
         """
         x = as_tensor(x, write=True)
-        if rows is None and self._lockstep is not None:
-            return self._lockstep.correct_(x)
+        lockstep = self._lockstep if rows is None else None
+        if lockstep is not None and not lockstep.due:
+            return None
+        with torch.no_grad():
+            return self._correct_rows_(x, rows) if lockstep is None else lockstep.correct_(x)
+
+    def _correct_rows_(self, x: Tensor, rows: Sequence[int] | None) -> Tensor | None:
         self.end_lockstep()
         batch = self._select(rows)
         self._check_batch(x, batch)
@@ -262,7 +285,7 @@ class Engine:
         self._check_batch(x, rows)
         if m.shape != x.shape or not m.is_floating_point() or m.dtype == torch.float64:
             return None
-        return self.lockstep(x, lambda rows: LockstepPlan(rows[0], len(rows), x, m, lambda t: t))
+        return self.lockstep(x, lambda rows: self._make_plan(rows, x, m))
 
     def _settle(self) -> None:
         if self._lockstep is not None:

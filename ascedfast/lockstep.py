@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ascedfast import detect, ops
+from ascedfast.detect import Detection
 from ascedfast.device_guard import on_device_of
 from ascedfast.noise import seed_to_int64
+from ascedfast.prepared_detection import PreparedDetection
 from ascedfast.rows import Row
 from ascedfast.solver import SCALARS, Update
 from ascedfast.upload import upload
@@ -74,6 +75,8 @@ class LockstepPlan:
         alpha, sigma = row.schedule.after[row.first + self.plan.t_c - 1]
         self.levels = upload(torch.tensor([alpha, sigma, row.config.x0_noise])[:, None].expand(3, rows), x.device)
         self.maps = (self.plan.t_c - self.plan.start - 1, rows, *view(x).shape[2:])
+        self.detect = PreparedDetection(torch.empty(self.maps, device=x.device), row.config)
+        self.keeps_own = any(two_steps for *_, two_steps in self.script)
         self.launch = self._launcher(row, x, m, upload(table, x.device))
 
     @property
@@ -114,14 +117,14 @@ class Lockstep:
     def __init__(self, rows: Sequence[Row], plan: LockstepPlan, x: Tensor) -> None:
         self.rows, self.config, self.plan = tuple(rows), rows[0].config, plan.plan
         self.step = rows[0].step
-        self.detection: detect.Detection | None = None
+        self.detection: Detection | None = None
         self._solves, self._script, self._steps = plan.solves, plan.script, plan.steps
         self._view, self._launch, self._levels = plan.view, plan.launch, plan.levels
         self.x0 = plan.launch.new_x0(x)
         self.bank = torch.empty(plan.maps, device=x.device)
         self._keys = upload(self._host_keys(), x.device)
         self._own: Tensor | None = None
-        self._keeps_own = any(two_steps for *_, two_steps in plan.script)
+        self._keeps_own, self._detect = plan.keeps_own, plan.detect
 
     def _host_keys(self) -> Tensor:
         rows = self.rows
@@ -193,26 +196,22 @@ class Lockstep:
         """At T_c re-noise x in place inside the mask; bool [R, 1, *grid], or None when nothing is due."""
         if not self.due:
             return None
-        found = detect.detect(self.bank[:, :, None], self.config)
-        mask = None
-        if self.config.correct:
-            alpha, sigma, x0_noise = self._levels
-            seeds, steps, draws = self._keys
-            ops.renoise_(
-                self._view(x),
-                found.grown,
-                self.x0,
-                alpha,
-                sigma,
-                seeds=seeds,
-                steps=steps,
-                draws=draws,
-                x0_noise=x0_noise if self.config.x0_noise else None,
-                backend=self.config.backend,
-            )
-            mask = found.grown[:, None]
+        with on_device_of(x):
+            found, mask = self._detect(self.bank), None
+            if self.config.correct:
+                self._renoise_(x, found.grown)
+                mask = found.grown[:, None]
         self.detection = found  # last: a failure above leaves the rows as they were
         return mask
+
+    def _renoise_(self, x: Tensor, mask: Tensor) -> None:
+        from ascedfast.kernels.renoise import renoise_
+
+        alpha, sigma, x0_noise = self._levels
+        seeds, steps, draws = self._keys
+        noise = {"seeds": seeds, "steps": steps, "draws": draws}
+        noise["x0_noise"] = x0_noise if self.config.x0_noise else None
+        renoise_(self._view(x), mask, self.x0, alpha, sigma, **noise)
 
     @torch.inference_mode()  # the keys may be inference tensors, if the run began in that mode
     def reseed(self) -> None:
@@ -242,4 +241,4 @@ class Lockstep:
             row.bank = [] if self.detection is not None else [maps[k, i] for k in range(banked)]
             row.finite = None if finite is None else finite[i]
             if self.detection is not None:
-                row.detection = detect.Detection(*(part[i] for part in self.detection))
+                row.detection = Detection(*(part[i] for part in self.detection))

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ascedfast import _backend, _native_cuda, reference
 from ascedfast.device_guard import on_device_of
-from ascedfast.noise import Purpose
 
 
 def _check(ok: bool, message: str) -> None:
@@ -262,10 +261,9 @@ def renoise_(
         from ascedfast.kernels import renoise as kernel
 
         _check_fp32(backend, x, x0)
-        purposes = (int(Purpose.RENOISE), int(Purpose.PERTURB_X0))
         noise = {"seeds": seeds, "steps": steps, "draws": draws, "x0_noise": x0_noise}
         with on_device_of(x):
-            return kernel.renoise_(x, mask, x0, alpha, sigma, **noise, purposes=purposes)
+            return kernel.renoise_(x, mask, x0, alpha, sigma, **noise)
     corrected = reference.renoise(x, mask, x0, alpha, sigma, seeds=seeds, steps=steps, draws=draws, x0_noise=x0_noise)
     return x.copy_(corrected)
 

@@ -17,6 +17,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    SchedulerMixin,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -45,6 +46,17 @@ def build(name: str, device: torch.device, tiny: bool) -> tuple[DiffusionPipelin
     return pipe, {**call, "output_type": "latent"}
 
 
+def _scheduler(kind: type[SchedulerMixin], **settings: Any) -> SchedulerMixin:
+    """On the host in float32, as users have it, whatever the defaults: schedulers make their tables with numpy too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            return kind(**settings)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _prompts(device: torch.device, **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
     return {
         name: randn(shape, seed, device).to(torch.get_default_dtype())
@@ -68,7 +80,7 @@ def _sd15(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, Call]:
     sizes = {"block_out_channels": (4, 4, 8, 8), "norm_num_groups": 2, "attention_head_dim": 2, "layers_per_block": 1}
     unet = UNet2DConditionModel(cross_attention_dim=width, sample_size=side // 8, **(sizes if tiny else {}))
     parts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-    scheduler = DPMSolverMultistepScheduler(**LATENTS, steps_offset=1)
+    scheduler = _scheduler(DPMSolverMultistepScheduler, **LATENTS, steps_offset=1)
     pipe = StableDiffusionPipeline(vae=_vae(), unet=unet, scheduler=scheduler, requires_safety_checker=False, **parts)
     prompts = _prompts(device, prompt_embeds=(1, 77, width), negative_prompt_embeds=(1, 77, width))
     return pipe, {**prompts, "height": side, "width": side}
@@ -92,7 +104,7 @@ def _sdxl(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, Call]:
         **sizes,
     )
     parts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-    scheduler = EulerDiscreteScheduler(**LATENTS, steps_offset=1, timestep_spacing="leading")
+    scheduler = _scheduler(EulerDiscreteScheduler, **LATENTS, steps_offset=1, timestep_spacing="leading")
     pipe = StableDiffusionXLPipeline(vae=_vae(), unet=unet, scheduler=scheduler, add_watermarker=False, **parts)
     # The pipeline checks that the time embedding's width is that of its pooled prompt.
     text = dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), (1, 77, width))
@@ -110,7 +122,7 @@ def _flux(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, Call]:
         in_channels=64, joint_attention_dim=width, pooled_projection_dim=pooled, guidance_embeds=True, **sizes
     )
     parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+    scheduler = _scheduler(FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=True, shift=3.0)
     pipe = FluxPipeline(transformer=transformer, scheduler=scheduler, **parts)
     prompts = _prompts(device, prompt_embeds=(1, 32 if tiny else 512, width), pooled_prompt_embeds=(1, pooled))
     return pipe, {**prompts, "height": side, "width": side}
@@ -124,7 +136,7 @@ def _wan(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, Call]:
         sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "ffn_dim": 32, "freq_dim": 32}
     transformer = WanTransformer3DModel(text_dim=width, rope_max_seq_len=1024, **sizes)
     vae = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler = _scheduler(FlowMatchEulerDiscreteScheduler, shift=3.0)
     pipe = WanPipeline(tokenizer=None, text_encoder=None, vae=vae, scheduler=scheduler, transformer=transformer)
     tokens = 32 if tiny else 512
     prompts = _prompts(device, prompt_embeds=(1, tokens, width), negative_prompt_embeds=(1, tokens, width))

@@ -20,7 +20,7 @@ from benchmarks.measurement import Bench, Cases, Measurement
 from benchmarks.targets import PIPELINES
 from benchmarks.timing import interleaved, spread, upper_limit, wall_us
 
-PAIRS = 24
+PAIRS = 20
 STEPS, T_C = 8, 4
 
 

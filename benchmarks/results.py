@@ -18,7 +18,7 @@ from benchmarks.source import ROOT, source_sha256
 from benchmarks.targets import TARGETS
 
 FOLDER = ROOT / "benchmarks" / "results"
-GATE = ("-m", "pytest", "-m", "gpu and not slow", "-q")
+GATE = ("-m", "pytest", "-m", "gpu and not slow", "-q", "-n", "auto")
 """Arguments of Python for the tests that must be green before anything is saved."""
 FIELDS = [
     "id",

@@ -10,6 +10,7 @@ import frame_sequences
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from layouts import DEVICES
 from typer.testing import CliRunner
 
@@ -18,7 +19,7 @@ from ascedfast.config import HALF_GREY_LEVEL
 
 sys.path.append(str(Path(__file__).parent.parent))  # benchmarks/ is not installed
 
-from benchmarks import compare, plain, released, results, table, timing, trace
+from benchmarks import compare, models, plain, released, results, table, timing, trace
 from benchmarks.measurement import Bench, Measurement
 from benchmarks.runner import all_cases, run
 from benchmarks.targets import GROUPS, TARGETS
@@ -230,3 +231,10 @@ def test_a_log_has_a_line_for_each_record():
     assert table.line(missed) == "P1/DDIM: 0.5 x, bar 0.33: missed; 10 us against 20"
     unknown = fake("P1/UniPC", value=None, bar=1.15, met=False, ours_us=None, baseline_us=None, note="refused")
     assert table.line(unknown) == "P1/UniPC: not measured, bar 1.15: missed (refused)"
+
+
+def test_schedulers_of_pipelines_are_made_on_the_host():
+    with torch.device("meta"):
+        made = models._scheduler(DPMSolverMultistepScheduler)
+    assert made.alphas_cumprod.device.type == "cpu"
+    assert made.alphas_cumprod.dtype == torch.float32

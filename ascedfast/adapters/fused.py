@@ -61,10 +61,10 @@ class FusedSteps:
         base = supported_base(host)
         self.lockstep, self.first, self.view = lockstep, first, view
         self.edited: Tensor | None = None
-        self.counter = next((name for name in COUNTERS if hasattr(scheduler, name)), None)
-        # Asked for once: a scheduler looks in its configuration for what it lacks, which takes a microsecond.
-        self.keeps_outputs = hasattr(scheduler, "model_outputs")
-        self.counts_orders = hasattr(scheduler, "lower_order_nums")
+        held = scheduler.__dict__  # not hasattr: a scheduler looks in its configuration for what it lacks
+        self.counter = next((name for name in COUNTERS if name in held), None)
+        self.keeps_outputs = "model_outputs" in held
+        self.counts_orders = "lower_order_nums" in held
         self.integers = self.keeps_outputs or self.counter != "_step_index"
         self.returns_x0 = base in RETURN_X0
         self.output = OUTPUTS.get(base, SchedulerOutput)
@@ -74,8 +74,8 @@ class FusedSteps:
         )
         self.timesteps = host.timesteps.tolist()
         self.on_device = scheduler.timesteps
-        kept = [(name, scheduler.__dict__.get(name)) for name in MADE_FROM]
-        self.made_from = [(n, v, version_of(v) if isinstance(v, Tensor) else None) for n, v in kept if v is not None]
+        kept = [(name, held[name]) for name in MADE_FROM if held.get(name) is not None]
+        self.made_from = [(name, v, version_of(v) if isinstance(v, Tensor) else None) for name, v in kept]
 
     @property
     def index(self) -> int:
@@ -207,7 +207,7 @@ def fused_steps(
                 return None
             return LockstepPlan(rows[0], len(rows), x, m, view, plan.updates, plan.scalars)
 
-        return known.plan(host, first, x, m, tuple(view(x).shape), make_plan)
+        return known.plan("fused", host, first, x, m, tuple(view(x).shape), make_plan)
 
     lockstep = engine.lockstep(x, make)
     if lockstep is None:

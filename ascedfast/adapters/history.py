@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import PNDMScheduler, SchedulerMixin
 from torch import Tensor
 
 from ascedfast.adapters.solver_probe import LISTS, memory_of, probe, probe_copy
@@ -64,6 +64,8 @@ def _inside(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 def _coming_entry(scheduler: Any, host: Host, index: int, m: Tensor, x: Tensor, name: str) -> Tensor:
     """What the coming step will add to the list ``name``."""
+    if isinstance(scheduler, PNDMScheduler):
+        return m  # remembered as it is given
     if hasattr(scheduler, "convert_model_output"):
         return scheduler.convert_model_output(m, sample=x)
     twin = host()

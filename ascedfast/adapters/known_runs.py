@@ -38,10 +38,13 @@ class KnownRuns:
         """Of the run that the scheduler is set to (host: see ``host_copy``)."""
         return self._get(("schedule", *self._levels(host)), host, lambda: schedule_of(host))
 
-    def plan(self, host: SchedulerMixin, first: int, x: Tensor, m: Tensor, grid: tuple, make: Callable[[], T]) -> T:
-        """What ``make`` gave for a run from step ``first`` on such tensors, whose locations are a ``grid``."""
+    def plan(
+        self, kind: str, host: SchedulerMixin, first: int, x: Tensor, m: Tensor, grid: tuple, make: Callable[[], T]
+    ) -> T:
+        """What ``make`` gave for this ``kind`` of run from step ``first`` on such tensors, whose locations are a
+        ``grid``."""
         kinds = ((t.shape, t.stride(), t.dtype, t.device) for t in (x, m))
-        return self._get((*self._levels(host), first, grid, *kinds), host, make)
+        return self._get((kind, *self._levels(host), first, grid, *kinds), host, make)
 
     def _get(self, key: tuple, host: SchedulerMixin, make: Callable[[], T]) -> T:
         if key not in self._kept:
@@ -58,7 +61,7 @@ def _levels(host: SchedulerMixin) -> tuple:
     named = [getattr(host, name, None) for name in BY_ADDRESS]
     named = tuple((id(t), version_of(t), t.device) if isinstance(t, Tensor) else id(t) for t in named)
     levels = (getattr(host, name, None) for name in LEVELS)
-    values = tuple(tuple(t.tolist()) if isinstance(t, Tensor) else None for t in levels)
+    values = tuple((t.dtype, t.numpy().tobytes()) if isinstance(t, Tensor) else None for t in levels)
     # What stock's step reads from the scheduler itself, where anybody may write.
     read = (getattr(host, "predict_x0", None), tuple(getattr(host, "disable_corrector", ())))
     return (*named, *values, *read, host.num_inference_steps, getattr(host, "lower_order_nums", 0))

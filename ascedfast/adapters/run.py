@@ -26,12 +26,14 @@ from ascedfast.adapters.known_runs import KnownRuns
 from ascedfast.adapters.schedules import nan_warning, supported_base, why_left_alone
 from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
-from ascedfast.lockstep import WARM_UP
+from ascedfast.lockstep import WARM_UP, LockstepPlan
 from ascedfast.process import Coefficients
 from ascedfast.report import Report
+from ascedfast.rows import Row
 
 logger = logging.getLogger("ascedfast")
 OnX0 = Callable[[int, Any, Tensor], None]
+NAMED = ("model_output", "timestep", "sample")
 COUNT_BY_TIMESTEP = (DDIMScheduler, PNDMScheduler)
 """They keep no index of the step."""
 
@@ -104,10 +106,9 @@ class SchedulerRun:
                 "loop of your own, enable it on the scheduler"
             )
             return stock(scheduler, *args, **kwargs)
-        rest = dict(call)
+        m, timestep, x = call["model_output"], call["timestep"], call["sample"]
         if self._shape is None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(WARM_UP)
-        m, timestep, x = (rest.pop(name) for name in ("model_output", "timestep", "sample"))
         try:
             index = self._index_of(scheduler, timestep)
         except IndexError:  # not a timestep of this run
@@ -116,7 +117,7 @@ class SchedulerRun:
             self._begin(scheduler, index, x, call.get("generator"))
             self._fuse(scheduler, index, m, x)
         if self._fused is not None:
-            out = self._fused.step(scheduler, m, timestep, x, rest)
+            out = self._fused.step(scheduler, m, timestep, x, {k: v for k, v in call.items() if k not in NAMED})
             if out is not None:
                 return out
             # The stock's steps from here on.
@@ -130,8 +131,9 @@ class SchedulerRun:
         out = stock(scheduler, *args, **kwargs)
         self._index = index
         self._watch(scheduler, call, out)
-        previous = out[0] if isinstance(out, tuple) else out.prev_sample
-        self._edited = self._engine.correct_(self._layout.view(previous))
+        if self._engine.due:
+            previous = out[0] if isinstance(out, tuple) else out.prev_sample
+            self._edited = self._engine.correct_(self._layout.view(previous))
         return out
 
     def _fuse(self, scheduler: Any, index: int, m: Any, x: Tensor) -> None:
@@ -188,7 +190,7 @@ class SchedulerRun:
         self._levels = self._on_host(scheduler)
         schedule = self._known.schedule(self._levels)
         seen = layout.layout_of(x, self.context, self.grid)
-        engine, reason = Engine(), why_left_alone(scheduler, index)
+        engine, reason = Engine(self._observing_plan), why_left_alone(scheduler, index)
         for seed, draw in self._row_seeds(x, generator):
             engine.add(schedule, self.config, seed=seed, draw=draw, first=index, left_alone=reason)
         self._reset()
@@ -198,6 +200,19 @@ class SchedulerRun:
         nan = nan_warning(self._levels)
         if nan is not None:
             self._warn_once(nan)
+
+    def _observing_plan(self, rows: list[Row], x: Tensor, m: Tensor) -> LockstepPlan:
+        """Of steps that are watched beside the stock's; kept for the next run of the kind."""
+        row = rows[0]
+        return self._known.plan(
+            "observed",
+            self._levels,
+            row.first,
+            x,
+            m,
+            tuple(x.shape),
+            lambda: LockstepPlan(row, len(rows), x, m, _as_is),
+        )
 
     def _on_host(self, scheduler: Any) -> SchedulerMixin:
         """See ``host_copy``."""
@@ -262,6 +277,10 @@ class SchedulerRun:
         self._x0 = self._as_latents(x0)
         if self.on_x0:
             self.on_x0(self._index, call["timestep"], self._x0)
+
+
+def _as_is(seen: Tensor) -> Tensor:
+    return seen
 
 
 @functools.cache

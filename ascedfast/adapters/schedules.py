@@ -4,6 +4,7 @@
 Not at ``set_timesteps``: some pipelines write into ``sigmas`` in between.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -41,10 +42,12 @@ SUPPORTED: tuple[type, ...] = (
 
 def supported_base(scheduler: SchedulerMixin) -> type | None:
     """The supported class whose ``step`` this scheduler runs, or None."""
-    for base in SUPPORTED:
-        if isinstance(scheduler, base) and stock_class(scheduler).step is base.step:
-            return base
-    return None
+    return _supported_base(stock_class(scheduler))
+
+
+@functools.cache
+def _supported_base(stock: type) -> type | None:
+    return next((base for base in SUPPORTED if issubclass(stock, base) and stock.step is base.step), None)
 
 
 def refusal(scheduler: SchedulerMixin) -> str | None:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from ascedfast.kernels.grid import grid_of, grid_strides
-from ascedfast.kernels.prepared import KEPT, PreparedLaunch
+from ascedfast.kernels.grid import grid_of
+from ascedfast.kernels.prepared import PreparedLaunch
 from torch import Tensor
 
 from ascedfast import reference
@@ -154,37 +154,52 @@ def weights_on(sigma: float, device: torch.device) -> Tensor:
     return upload(torch.from_numpy(taps), device)
 
 
-@functools.lru_cache(maxsize=KEPT)
-def _prepared(
-    shape: tuple[int, ...], strides: tuple[int, ...], radius: int, device: torch.device
-) -> tuple[list[tuple[PreparedLaunch, int | None, int, int]], int]:
-    """Launches, each with the buffers that it reads (None: the maps) and writes; number of buffers."""
-    count, rows, channels, *sizes = shape
-    depth, height, width = grid_of(tuple(sizes))
-    locations = math.prod(sizes)
-    smooth = radius > 0
-    volume = smooth and len(sizes) == 3
-    buffers = 3 if volume else 2 if smooth else 1
+class Blur:
+    """Smooths |maps| along the grid axes, then the channels where C > 1. One launch, or two where the grid has three
+    axes.
 
-    def launch(strides, layers, lines, layer_stride, line_stride, passes):
+    Args: shape, strides: of the maps [K, R, C, *grid], not empty. radius: in locations; 0 copies the magnitudes.
+    """
+
+    def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...], radius: int) -> None:
+        count, rows, channels, *sizes = shape
+        depth, height, width = grid_of(tuple(sizes))
+        self._rows, self._channels, self._locations, self._radius = rows, channels, math.prod(sizes), radius
+        smooth = radius > 0
+        volume = smooth and len(sizes) == 3
+        buffers = 3 if volume else 2 if smooth else 1
+        self._spare = (buffers, count * rows, channels * self._locations)
+        passes = 1 if not smooth else 2 if channels == 1 else 3
+        self._result = 1 if passes == 2 else 0
+        self._launches: list[tuple[PreparedLaunch, int | None, int, int]] = []  # what each reads and writes
+        strides, source = (*strides[:3], *(0,) * (3 - len(sizes)), *strides[3:]), None
+        if volume:
+            k, row, channel, d, h, w = strides
+            across = self._launch((k, row, channel, h, d, w), height, depth, width, (width, height * width), 1)
+            self._launches.append((across, source, 2, 2))
+            plane = channels * self._locations
+            source, strides = 2, (rows * plane, plane, self._locations, height * width, width, 1)
+        last = self._launch(strides, depth, height, width, (height * width, width), passes)
+        self._launches.append((last, source, 0, min(1, buffers - 1)))
+
+    def _launch(self, strides, layers, lines, length, layer_and_line_stride, passes) -> PreparedLaunch:
         return PreparedLaunch(
             _blur,
-            (count * rows * layers * triton.cdiv(lines, LINES),),
-            rows,
+            (self._spare[1] * layers * triton.cdiv(lines, LINES),),
+            self._rows,
             layers,
             lines,
-            width,
-            locations,
+            length,
+            self._locations,
             *strides,
-            layer_stride,
-            line_stride,
-            channels,
-            radius,
+            *layer_and_line_stride,
+            self._channels,
+            self._radius,
             passes > 1,
             passes > 2,
-            radius <= lines,
-            radius <= width,
-            radius <= UNROLLED and channels == 1,
+            self._radius <= lines,
+            self._radius <= length,
+            self._radius <= UNROLLED and self._channels == 1,
             LINES,
             STRETCH,
             num_warps=4,
@@ -192,31 +207,10 @@ def _prepared(
             enable_fp_fusion=False,
         )
 
-    launches, source = [], None
-    if volume:
-        k, row, channel, d, h, w = strides
-        launches.append((launch((k, row, channel, h, d, w), height, depth, width, height * width, 1), source, 2, 2))
-        plane = channels * locations
-        source, strides = 2, (rows * plane, plane, locations, height * width, width, 1)
-    passes = 1 if not smooth else 2 if channels == 1 else 3
-    last = launch(strides, depth, height, height * width, width, passes)
-    launches.append((last, source, 0, min(1, buffers - 1)))
-    return launches, buffers
-
-
-def blur(maps: Tensor, weights: Tensor) -> Tensor:
-    """Smooth |maps| along the grid axes, then the channels where C > 1.
-
-    Args:
-        maps: fp32 [K, R, C, *grid], any strides, not empty; not modified.
-        weights: fp64 [2*radius + 1] on maps' device; one tap (no smoothing) gives a contiguous copy of the magnitudes.
-    Returns: fp32 [K*R, C*locations], contiguous. One launch, or two where the grid has three axes.
-    """
-    count, rows, channels, *sizes = maps.shape
-    radius = weights.numel() // 2
-    launches, buffers = _prepared(maps.shape, (*maps.stride()[:3], *grid_strides(maps, 3)), radius, maps.device)
-    shape = (buffers, count * rows, channels * math.prod(sizes))
-    spare = torch.empty(shape, dtype=torch.float32, device=maps.device).unbind(0)
-    for launch, source, first, second in launches:
-        launch(maps if source is None else spare[source], spare[first], spare[second], weights)
-    return spare[1 if radius > 0 and channels == 1 else 0]
+    def __call__(self, maps: Tensor, weights: Tensor) -> Tensor:
+        """fp32 [K*R, C*locations], contiguous, of fp32 maps, which are not modified; weights: fp64 [2*radius + 1] on
+        their device."""
+        spare = torch.empty(self._spare, dtype=torch.float32, device=maps.device).unbind(0)
+        for launch, source, first, second in self._launches:
+            launch(maps if source is None else spare[source], spare[first], spare[second], weights)
+        return spare[self._result]

@@ -11,7 +11,7 @@ import functools
 import torch
 import triton
 import triton.language as tl
-from ascedfast.kernels.grid import grid_of, grid_strides
+from ascedfast.kernels.grid import grid_of
 from ascedfast.kernels.prepared import KEPT, PreparedLaunch
 from torch import Tensor
 
@@ -77,31 +77,43 @@ def _dilate_mask(
         start += STRETCH
 
 
+class Dilation:
+    """``dilate_mask`` on masks of one shape and strides, which are not empty."""
+
+    def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...], radius: int) -> None:
+        depth, height, width = grid_of(shape[1:])
+        radius = min(radius, max(height, width))  # further is the whole plane all the same
+        self._launch = PreparedLaunch(
+            _dilate_mask,
+            (shape[0] * depth * triton.cdiv(height, LINES),),
+            depth,
+            height,
+            width,
+            strides[0],
+            *(0,) * (4 - len(shape)),
+            *strides[1:],
+            radius,
+            radius <= UNROLLED,
+            LINES,
+            STRETCH,
+            num_warps=4,
+            num_stages=1,
+        )
+
+    def __call__(self, mask: Tensor) -> Tensor:
+        out = torch.empty_like(mask, memory_format=torch.contiguous_format)
+        self._launch(mask, torch.empty_like(out), out)
+        return out
+
+
 @functools.lru_cache(maxsize=KEPT)
-def _prepared(shape: tuple[int, ...], strides: tuple[int, ...], radius: int, device: torch.device) -> PreparedLaunch:
-    depth, height, width = grid_of(shape[1:])
-    return PreparedLaunch(
-        _dilate_mask,
-        (shape[0] * depth * triton.cdiv(height, LINES),),
-        depth,
-        height,
-        width,
-        *strides,
-        radius,
-        radius <= UNROLLED,
-        LINES,
-        STRETCH,
-        num_warps=4,
-        num_stages=1,
-    )
+def _kept(shape: tuple[int, ...], strides: tuple[int, ...], radius: int, device: torch.device) -> Dilation:
+    """One for each device: a compiled kernel is a device's own."""
+    return Dilation(shape, strides, radius)
 
 
 def dilate_mask(mask: Tensor, radius: int) -> Tensor:
     """Launch on checked arguments, see ``ops.dilate_mask``."""
-    out = torch.empty(mask.shape, dtype=torch.bool, device=mask.device)
     if mask.numel() == 0:
-        return out
-    radius = min(radius, max(mask.shape[-2:]))  # further is the whole plane all the same
-    strides = (mask.stride(0), *grid_strides(mask, 1))
-    _prepared(mask.shape, strides, radius, mask.device)(mask, torch.empty_like(out), out)
-    return out
+        return torch.empty(mask.shape, dtype=torch.bool, device=mask.device)
+    return _kept(mask.shape, mask.stride(), radius, mask.device)(mask)

@@ -16,6 +16,8 @@ from ascedfast.kernels.philox import block_of_normals
 from ascedfast.kernels.prepared import KEPT, PreparedLaunch
 from torch import Tensor
 
+from ascedfast.noise import Purpose
+
 BLOCK = 256
 
 
@@ -92,7 +94,6 @@ def _prepared(
     x0_strides: tuple[int, ...],
     types: tuple[torch.dtype, ...],
     perturb: bool,
-    purposes: tuple[int, int],
     device: torch.device,
 ) -> PreparedLaunch:
     """types: of the tensors, which a compiled kernel is made for."""
@@ -109,7 +110,8 @@ def _prepared(
         *x0_strides,
         shape[1],
         perturb,
-        *purposes,
+        int(Purpose.RENOISE),
+        int(Purpose.PERTURB_X0),
         BLOCK,
         enable_fp_fusion=False,
     )
@@ -126,9 +128,8 @@ def renoise_(
     steps: Tensor,
     draws: Tensor,
     x0_noise: Tensor | None,
-    purposes: tuple[int, int],
 ) -> Tensor:
-    """Launch on checked arguments, see ``ops.renoise_``. x0 is fp32; purposes: of the noise and of the perturbation."""
+    """Launch on checked arguments, see ``ops.renoise_``. x0 is fp32."""
     if x.numel() == 0:
         return x
     tensors = (x, mask, x0, alpha, sigma, alpha if x0_noise is None else x0_noise, seeds, steps, draws)
@@ -138,5 +139,5 @@ def renoise_(
         (x0.stride(0), x0.stride(1), *grid_strides(x0, 2)),
     )
     types = tuple(tensor.dtype for tensor in tensors)
-    _prepared(x.shape, *strides, types, x0_noise is not None, purposes, x.device)(*tensors)
+    _prepared(x.shape, *strides, types, x0_noise is not None, x.device)(*tensors)
     return x

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from ascedfast.kernels.blur import blur, weights_on
+from ascedfast.kernels.blur import Blur, weights_on
 from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
 from ascedfast.kernels.order_statistics import INFINITE, NOTHING, distance_bits, middle, ranked
 from ascedfast.kernels.prepared import KEPT, PreparedLaunch
@@ -163,39 +163,64 @@ def _prepared_statistics(planes: int, count: int, device: torch.device) -> Prepa
     return PreparedLaunch(_statistics, (planes,), count, lanes, num_warps=warps, enable_fp_fusion=False)
 
 
-@functools.lru_cache(maxsize=KEPT)
-def _prepared_flags(
-    shape: tuple[int, ...],
-    scale: float,
-    scale_strides: tuple[int, ...],
-    scale_axes: int,
-    mad_floor: float,
-    z_floor: float,
-    count: bool,
-    device: torch.device,
-) -> PreparedLaunch:
-    maps, rows, channels, *sizes = shape
-    _, height, width = grid_of(tuple(sizes))
-    locations = math.prod(sizes)
-    return PreparedLaunch(
-        _flag,
-        (triton.cdiv(locations, BLOCK), rows),
-        scale,
-        float(mad_floor),
-        float(z_floor),
-        height,
-        width,
-        locations,
-        *scale_strides,
-        maps,
-        channels,
-        scale_axes,
-        count,
-        maps <= UNROLLED,
-        BLOCK,
-        num_warps=4,
-        enable_fp_fusion=False,
-    )
+class Thresholding:
+    """``robust_threshold`` on maps of one shape and strides, with one set of settings: all but the outputs made once.
+
+    Args: shape, strides, device: of the maps, which are not empty. scale_strides, scale_axes: of a tensor mad_scale, as
+        the kernel has them; mad_scale: None there.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        device: torch.device,
+        *,
+        mad_scale: float | None,
+        mad_floor: float,
+        blur_sigma: float,
+        z_floor: float,
+        count: bool,
+        faster: Statistics | None,
+        scale_strides: tuple[int, ...] = (0, 0, 0, 0),
+        scale_axes: int = 0,
+    ) -> None:
+        maps, rows, channels, *sizes = shape
+        _, height, width = grid_of(tuple(sizes))
+        locations = math.prod(sizes)
+        self._weights, self._device, self._faster = weights_on(blur_sigma, device), device, faster
+        self._blur = Blur(shape, strides, self._weights.numel() // 2)
+        self._shape, self._flag_type = (rows, *sizes), torch.int32 if count else torch.bool
+        self._flag = PreparedLaunch(
+            _flag,
+            (triton.cdiv(locations, BLOCK), rows),
+            0.0 if mad_scale is None else float(np.float32(mad_scale * reference.MAD_TO_SIGMA)),
+            float(mad_floor),
+            float(z_floor),
+            height,
+            width,
+            locations,
+            *scale_strides,
+            maps,
+            channels,
+            scale_axes,
+            count,
+            maps <= UNROLLED,
+            BLOCK,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
+
+    def __call__(self, maps: Tensor, mad_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        flags = torch.empty(self._shape, dtype=self._flag_type, device=self._device)
+        z = torch.empty(self._shape, dtype=torch.float32, device=self._device)
+        values = self._blur(maps, self._weights)
+        statistics = statistics_of(values, self._faster)
+        self._flag(values, statistics, statistics if mad_scale is None else mad_scale, flags, z)
+        return flags, z
+
+
+_kept = functools.lru_cache(maxsize=KEPT)(Thresholding)
 
 
 def robust_threshold(
@@ -209,19 +234,14 @@ def robust_threshold(
     faster: Statistics | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Launch on checked arguments, see ``ops.robust_threshold``. maps is fp32; faster: see ``statistics_of``."""
-    _, rows, _, *sizes = maps.shape
-    flags = torch.empty((rows, *sizes), dtype=torch.int32 if count else torch.bool, device=maps.device)
-    z = torch.empty((rows, *sizes), dtype=torch.float32, device=maps.device)
     if maps.numel() == 0:
-        return flags, z
-    values = blur(maps, weights_on(blur_sigma, maps.device))
-    statistics = statistics_of(values, faster)
-    scale, strides, axes = 0.0, (0, 0, 0, 0), 0
-    if isinstance(mad_scale, Tensor):
-        axes = min(mad_scale.dim(), 2)
-        strides = (mad_scale.stride(0), *(grid_strides(mad_scale, 1) if axes == 2 else (0, 0, 0)))
-    else:
-        scale = float(np.float32(mad_scale * reference.MAD_TO_SIGMA))
-    launch = _prepared_flags(maps.shape, scale, strides, axes, mad_floor, z_floor, count, maps.device)
-    launch(values, statistics, mad_scale if axes else statistics, flags, z)
-    return flags, z
+        shape = (maps.shape[1], *maps.shape[3:])
+        flags = torch.empty(shape, dtype=torch.int32 if count else torch.bool, device=maps.device)
+        return flags, torch.empty(shape, dtype=torch.float32, device=maps.device)
+    settings = {"mad_floor": mad_floor, "blur_sigma": blur_sigma, "z_floor": z_floor, "count": count, "faster": faster}
+    kind = (maps.shape, maps.stride(), maps.device)
+    if not isinstance(mad_scale, Tensor):
+        return _kept(*kind, mad_scale=mad_scale, **settings)(maps)
+    axes = min(mad_scale.dim(), 2)
+    strides = (mad_scale.stride(0), *(grid_strides(mad_scale, 1) if axes == 2 else (0, 0, 0)))
+    return _kept(*kind, mad_scale=None, scale_strides=strides, scale_axes=axes, **settings)(maps, mad_scale)
