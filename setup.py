@@ -23,7 +23,7 @@ def mode(variable):
 
 BUILD, CUDA = mode("ASCEDFAST_BUILD"), mode("ASCEDFAST_CUDA")
 ARCHITECTURES = (75, 80, 90, 100, 120)  # machine code; 80 serves 86 and 89; newer GPUs translate the last one's PTX
-CUDA_SOURCES = ("csrc/label_regions.cu", "csrc/medians.cu")
+CUDA_SOURCES = ("csrc/label_regions.cu", "csrc/medians.cu", "csrc/kernel_launch.cpp")
 
 
 def explain(what, instead, error):
@@ -45,7 +45,7 @@ def nvcc(*arguments):
 
 
 def add_cuda(ext, folder):
-    """Compile the .cu files and let ``ext`` hold them, with the runtime inside: import needs no driver and no GPU."""
+    """Compile what needs CUDA's headers and let ``ext`` hold them, with the runtime inside: import needs no driver and no GPU."""
     known = [a for a in ARCHITECTURES if f"sm_{a}\n" in nvcc("--list-gpu-code") + "\n"]
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in known]
     targets.append(f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}")
@@ -55,7 +55,7 @@ def add_cuda(ext, folder):
     objects = [f"{folder}/{Path(source).stem}.cuda.o" for source in CUDA_SOURCES]
     for source, target in zip(CUDA_SOURCES, objects, strict=True):
         nvcc(*flags, *targets, source, "-o", target)
-    ext.define_macros.append(("ASCEDFAST_CUDA", None))
+    ext.define_macros += [("ASCEDFAST_CUDA", None), ("ASCEDFAST_CUDA_DRIVER", None)]
     ext.extra_objects += objects
     ext.library_dirs += libraries
     ext.libraries += ["cudart_static", "dl", "rt", "pthread"]

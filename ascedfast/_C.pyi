@@ -45,3 +45,16 @@ def medians_cuda(
     stream: int,
 ) -> None: ...
 def medians_scratch_bytes(planes: int) -> int: ...
+
+class KernelLaunch:
+    def __init__(
+        self,
+        function: int,
+        grid: tuple[int, int, int],
+        threads: int,
+        shared_bytes: int,
+        kinds: str,
+        varying: int,
+        fixed: list[int],
+    ) -> None: ...
+    def __call__(self, stream: int, *varying: int) -> None: ...

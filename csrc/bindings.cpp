@@ -4,6 +4,9 @@
 #include <pybind11/stl.h>
 
 #include "ops.h"
+#ifdef ASCEDFAST_CUDA_DRIVER
+#include "kernel_launch.h"
+#endif
 
 namespace py = pybind11;
 using namespace ascedfast;
@@ -72,6 +75,19 @@ static void medians_cuda_binding(std::uintptr_t values,
                  reinterpret_cast<void*>(scratch),
                  scratch_bytes,
                  Queue{device, stream});
+}
+#endif
+
+#ifdef ASCEDFAST_CUDA_DRIVER
+static void kernel_launch_binding(const KernelLaunch& launch, std::uintptr_t stream, const py::args& varying) {
+    if (varying.size() != launch.varying()) throw std::invalid_argument("expected another number of arguments");
+    std::uint64_t first[KernelLaunch::kMost];
+    for (std::size_t i = 0; i < varying.size(); ++i) {
+        first[i] = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(varying.ptr(), i));
+    }
+    if (PyErr_Occurred()) throw py::error_already_set();
+    py::gil_scoped_release unlocked;
+    launch(stream, first);
 }
 #endif
 
@@ -172,5 +188,34 @@ one clearing of the scratch and one launch. Bad arguments raise ValueError, refu
           "Bytes of scratch that medians_cuda needs for so many planes, on any device.");
 #else
     m.attr("has_cuda") = false;
+#endif
+
+#ifdef ASCEDFAST_CUDA_DRIVER
+    py::class_<KernelLaunch>(m, "KernelLaunch", R"doc(A loaded kernel with its grid and arguments, launched again and again.
+
+A call takes a stream's address and the first ``varying`` arguments (addresses or ints of 0 or more) and costs what the
+driver's own launch costs. The device whose context holds the kernel must be the current one.
+
+Args:
+    function: a CUfunction's address. grid: three sizes. threads: of a block. shared_bytes: dynamic shared memory.
+    kinds: a letter an argument: p address, i int32, l int64, f float32, - for one the kernel does not take.
+    varying: how many come with each call. fixed: the bits of the others.
+Raises: ValueError where the kernel's own parameters differ from that (the driver is asked); RuntimeError where the
+driver is missing or too old, or refuses a launch.)doc")
+        .def(py::init<std::uintptr_t,
+                      const std::vector<unsigned>&,
+                      unsigned,
+                      unsigned,
+                      const std::string&,
+                      std::size_t,
+                      const std::vector<std::uint64_t>&>(),
+             py::arg("function"),
+             py::arg("grid"),
+             py::arg("threads"),
+             py::arg("shared_bytes"),
+             py::arg("kinds"),
+             py::arg("varying"),
+             py::arg("fixed"))
+        .def("__call__", &kernel_launch_binding, py::arg("stream"));
 #endif
 }

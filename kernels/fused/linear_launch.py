@@ -7,7 +7,7 @@ import torch
 import triton
 from ascedfast.kernels.launcher import Launcher
 from ascedfast.kernels.linear_step import linear_step_kernel
-from ascedfast.kernels.prepared import ALIGNED
+from ascedfast.kernels.prepared import launch_of, misaligned
 from ascedfast.kernels.tile import GROUP, MIN_BLOCK, TILE, WARPS
 from torch import Tensor
 
@@ -72,16 +72,16 @@ class LinearLauncher(Launcher):
         reads = [carried[i] for i in sums.reads]
         tensors = (x, m, *_three(reads, x0), *_two([carried[i] for i in sums.writes], x0), x_next)
         addresses = [t.data_ptr() for t in tensors]
-        aligned = (addresses[0] | addresses[1]) % ALIGNED == 0
-        key = (observe, len(sums.reads), len(sums.writes), aligned)
+        key = (observe, len(sums.reads), len(sums.writes), misaligned(*addresses[:2]))
         prepared = self._prepared.get(key)
         if prepared is None or not self._compiles:
             arguments = (*tensors, x_next if own is None else own, x0, bank, self._levels, self._sums, step, slot)
             self._first(key, arguments, sums)
             return x_next, own
-        runner, levels, table, tail, stream_of, device = prepared
+        launch, levels, table, stream_of, device = prepared
         addresses.append(addresses[-1] if own is None else own.data_ptr())
-        runner(
+        launch(
+            stream_of(device),
             *addresses,
             x0.data_ptr(),
             bank.data_ptr(),
@@ -89,8 +89,6 @@ class LinearLauncher(Launcher):
             table,
             step,
             slot,
-            *tail,
-            stream=stream_of(device),
         )
         return x_next, own
 
@@ -132,7 +130,8 @@ class LinearLauncher(Launcher):
         if self._compiles:
             stream_of = triton.runtime.driver.active.get_current_stream
             tables = (self._levels.data_ptr(), self._sums.data_ptr())
-            self._prepared[key] = (compiled[grid], *tables, tail, stream_of, arguments[0].device.index)
+            launch = launch_of(compiled, grid, len(arguments), tail)
+            self._prepared[key] = (launch, *tables, stream_of, arguments[0].device.index)
 
 
 def _three(tensors: list[Tensor], filler: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 import triton
 from ascedfast.kernels.launcher import Launcher
-from ascedfast.kernels.prepared import ALIGNED
+from ascedfast.kernels.prepared import launch_of, misaligned
 from ascedfast.kernels.step_dynamics import step_dynamics_kernel, variant
 from ascedfast.kernels.tile import WARPS
 from torch import Tensor
@@ -19,6 +19,9 @@ from ascedfast.solver import Update
 
 TABLE_WIDTH = 8
 """float32 of one step: a, b and six scalars of the solver."""
+
+VARYING = 11
+"""The kernel's arguments that differ between steps: eight tensors, the table, step and slot."""
 
 
 class StepLauncher(Launcher):
@@ -77,15 +80,15 @@ class StepLauncher(Launcher):
             x_next = torch.empty_like(x, dtype=state_dtype)
             own = None if own_dtype is None else torch.empty_like(x_next, dtype=own_dtype)
         addresses = (x.data_ptr(), m.data_ptr())
-        aligned = (addresses[0] | addresses[1]) % ALIGNED == 0
-        key = (observe, which, aligned, own_prev is None)
+        key = (observe, which, misaligned(*addresses), own_prev is None)
         prepared = self._prepared.get(key)
         if prepared is None or not self._compiles:
             self._first(key, x, m, x0, bank, x_next, own, own_prev, step, slot)
             return x_next, own
-        runner, table, tail, stream_of, device = prepared
+        launch, table, stream_of, device = prepared
         x0 = x0.data_ptr()
-        runner(
+        launch(
+            stream_of(device),
             *addresses,
             x0,
             x0,
@@ -96,8 +99,6 @@ class StepLauncher(Launcher):
             table,
             step,
             slot,
-            *tail,
-            stream=stream_of(device),
         )
         return x_next, own
 
@@ -137,7 +138,8 @@ class StepLauncher(Launcher):
         )
         if self._compiles:
             stream_of = triton.runtime.driver.active.get_current_stream
-            self._prepared[key] = (compiled[grid], self._table.data_ptr(), tail, stream_of, x.device.index)
+            launch = launch_of(compiled, grid, VARYING, tail)
+            self._prepared[key] = (launch, self._table.data_ptr(), stream_of, x.device.index)
 
 
 def _result_dtypes(update: Update, x: Tensor, m: Tensor) -> tuple[torch.dtype, torch.dtype | None]:
