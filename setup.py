@@ -45,7 +45,8 @@ def nvcc(*arguments):
 
 
 def add_cuda(ext, folder):
-    """Compile what needs CUDA's headers and let ``ext`` hold them, with the runtime inside: import needs no driver and no GPU."""
+    """Compile what needs CUDA's headers and let ``ext`` hold it, with the runtime inside: import needs no driver and no
+    GPU."""
     known = [a for a in ARCHITECTURES if f"sm_{a}\n" in nvcc("--list-gpu-code") + "\n"]
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in known]
     targets.append(f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}")

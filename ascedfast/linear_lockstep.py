@@ -73,8 +73,9 @@ class LinearLockstep(Lockstep):
     def advance(self, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor | None]:
         """Do the solver's step and watch it. Returns the next state and the solver's own x0, where it was asked for."""
         observe, slot, *_ = self._script[self.step]
+        x0 = self.bank if self.x0 is None else self.x0  # after T_c neither is touched
         with on_device_of(x):
-            out = self._launch(x, m, self._carried, self.x0, self.bank, self.step, slot, observe)
+            out = self._launch(x, m, self._carried, x0, self.bank, self.step, slot, observe)
         self.step += 1
         return out
 
@@ -87,7 +88,7 @@ class LinearLockstep(Lockstep):
 
     def warm_up(self, x: Tensor, m: Tensor) -> None:
         super().warm_up(x, m)
-        nowhere = torch.zeros_like(self.x0[:, 0], dtype=torch.bool)
+        nowhere = torch.zeros_like(self.bank[0], dtype=torch.bool)
         for slot in range(len(self._carried)):
             self._fill(slot, nowhere, self._view(x).double())
 

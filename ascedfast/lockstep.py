@@ -120,7 +120,7 @@ class Lockstep:
         self.detection: Detection | None = None
         self._solves, self._script, self._steps = plan.solves, plan.script, plan.steps
         self._view, self._launch, self._levels = plan.view, plan.launch, plan.levels
-        self.x0 = plan.launch.new_x0(x)
+        self.x0: Tensor | None = plan.launch.new_x0(x)
         self.bank = torch.empty(plan.maps, device=x.device)
         self._keys = upload(self._host_keys(), x.device)
         self._own: Tensor | None = None
@@ -148,7 +148,7 @@ class Lockstep:
     @property
     def has_x0(self) -> bool:
         """``x0`` holds a prediction of this run."""
-        return self.step > self.plan.start
+        return self.step > self.plan.start and self.x0 is not None
 
     @property
     def reads_own_x0(self) -> bool:
@@ -175,6 +175,8 @@ class Lockstep:
     def observe(self, x: Tensor, m: Tensor) -> Tensor:
         """Watch a step beside the solver's own; returns x0_hat, [R, C, *grid] fp32, valid until the next step."""
         observe, slot, *_ = self._script[self.step]
+        if self.x0 is None:
+            self.x0 = self._launch.new_x0(x)
         with on_device_of(x):
             self._launch(x, m, self.x0, self.bank, self.step, slot, max(observe, 1), None, None)
         self.step += 1
@@ -185,8 +187,9 @@ class Lockstep:
         step = self.step
         observe, slot, which, two_steps = self._script[step]
         own_prev = self._own if two_steps else None
+        x0 = self.bank if self.x0 is None else self.x0  # after T_c neither is touched
         with on_device_of(x):
-            out = self._launch(x, m, self.x0, self.bank, step, slot, observe, which, own_prev)
+            out = self._launch(x, m, x0, self.bank, step, slot, observe, which, own_prev)
         if self._keeps_own:
             self._own = out[1]
         self.step = step + 1
@@ -202,6 +205,8 @@ class Lockstep:
                 self._renoise_(x, found.grown)
                 mask = found.grown[:, None]
         self.detection = found  # last: a failure above leaves the rows as they were
+        if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):  # a graph goes on writing where x0 lies
+            self.x0 = None  # the largest of what a run keeps, and nobody needs it now
         return mask
 
     def _renoise_(self, x: Tensor, mask: Tensor) -> None:
@@ -226,7 +231,7 @@ class Lockstep:
             if not self._solves:
                 self.observe(x, m)
             self.correct_(copy)
-        self.step, self.detection, self._own = began, None, None
+        self.step, self.detection, self._own, self.x0 = began, None, None, self._launch.new_x0(x)
 
     def settle(self) -> None:
         """Bring the rows up to date; nothing is read back from the device."""
@@ -236,7 +241,7 @@ class Lockstep:
         finite = maps.isfinite().flatten(2).all(2).all(0) if banked else None
         for i, row in enumerate(self.rows):
             row.step = self.step
-            row.x0 = self.x0[i] if plan.start < self.step <= plan.t_c else None
+            row.x0 = self.x0[i] if plan.start < self.step <= plan.t_c and self.x0 is not None else None
             row.dynamics = [(plan.start + 1 + k, maps[k, i]) for k in range(banked)]
             row.bank = [] if self.detection is not None else [maps[k, i] for k in range(banked)]
             row.finite = None if finite is None else finite[i]

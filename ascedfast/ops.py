@@ -37,9 +37,15 @@ def _check_mask(mask: Tensor) -> None:
     _check(mask.dim() in (3, 4), f"mask must be [R, H, W] or [R, D, H, W], got {tuple(mask.shape)}")
 
 
-def _check_fp32(backend: str, *tensors: Tensor) -> None:
-    if any(tensor.dtype == torch.float64 for tensor in tensors):
-        raise _backend.BackendError(f"backend {backend!r} computes in float32; float64 needs backend='reference'")
+def _by_triton(op: str, backend: str, *tensors: Tensor) -> bool:
+    """Whether Triton computes the op of these tensors. It knows no float64: "auto" leaves that to the reference."""
+    if _backend.pick(op, tensors[0].device, backend) != "triton":
+        return False
+    if all(tensor.dtype != torch.float64 for tensor in tensors):
+        return True
+    if backend == "auto":
+        return False
+    raise _backend.BackendError(f"backend {backend!r} computes in float32; float64 needs backend='reference'")
 
 
 def _check_scale(mad_scale: Tensor, maps: Tensor) -> None:
@@ -83,11 +89,10 @@ def step_dynamics(
     _check_states(x, ("m", m), *([("x0_prev", x0_prev)] if x0_prev is not None else []))
     _check(reduce in ("mean", "max"), f"reduce must be 'mean' or 'max', got {reduce!r}")
     _check(isinstance(patch, int) and patch in (1, 2, 4, 8, 16), f"patch must be 1, 2, 4, 8 or 16, got {patch!r}")
-    if _backend.pick("step_dynamics", x.device, backend) == "triton":
+    if _by_triton("step_dynamics", backend, x, m, *([x0_prev] if x0_prev is not None else [])):
         from ascedfast.kernels import patch_dynamics
         from ascedfast.kernels import step_dynamics as kernel
 
-        _check_fp32(backend, x, m, *([x0_prev] if x0_prev is not None else []))
         with on_device_of(x):
             if patch > 1 and x0_prev is not None:
                 return patch_dynamics.patch_dynamics(x, m, a, b, x0_prev, clip, reduce, patch)
@@ -138,15 +143,12 @@ def robust_threshold(
         _check(mad_scale >= 0, f"mad_scale must be 0 or more, got {mad_scale}")
     _check(min(mad_floor, blur_sigma) >= 0, "mad_floor and blur_sigma must be 0 or more")
     settings = {"mad_scale": mad_scale, "mad_floor": mad_floor, "blur_sigma": blur_sigma, "z_floor": z_floor}
-    if _backend.pick("robust_threshold", maps.device, backend) == "triton":
+    if _by_triton("robust_threshold", backend, maps):
         from ascedfast.kernels import robust_threshold as kernel
 
-        if backend != "auto":
-            _check_fp32(backend, maps)
-        if maps.dtype == torch.float32:
-            faster = _native_cuda.medians if backend == "auto" and _backend.has_cuda() else None
-            with on_device_of(maps):
-                return kernel.robust_threshold(maps, **settings, count=count, faster=faster)
+        faster = _native_cuda.medians if backend == "auto" and _backend.has_cuda() else None
+        with on_device_of(maps):
+            return kernel.robust_threshold(maps, **settings, count=count, faster=faster)
     return reference.robust_threshold(maps, **settings, count=count)
 
 
@@ -257,10 +259,9 @@ def renoise_(
     _check_mask(mask)
     expected = (x.shape[0], *x.shape[2:])
     _check(tuple(mask.shape) == expected, f"mask must be {expected}, got {tuple(mask.shape)}")
-    if _backend.pick("renoise_", x.device, backend) == "triton":
+    if _by_triton("renoise_", backend, x, x0):
         from ascedfast.kernels import renoise as kernel
 
-        _check_fp32(backend, x, x0)
         noise = {"seeds": seeds, "steps": steps, "draws": draws, "x0_noise": x0_noise}
         with on_device_of(x):
             return kernel.renoise_(x, mask, x0, alpha, sigma, **noise)

@@ -271,7 +271,14 @@ def test_packed_latents_on_a_scheduler_alone():
     assert_corrected(stock, watched, handle)
     flat, _ = loop("flow-shift", config=AscedConfig())
     assert_same(watched, flat)  # the layout does not matter
-    assert handle.x0.shape == (ROWS, GRID[0] * GRID[1], 3)
+    assert handle.x0 is None  # once corrected
+
+
+def test_x0_of_packed_latents_is_packed():
+    scheduler, shapes = tiny.SCHEDULERS["flow-shift"](), []
+    enable_asced(scheduler, seeds=[5, 6], grid=GRID, on_x0=lambda step, t, x0: shapes.append(x0.shape))
+    packed_run(scheduler)
+    assert set(shapes) == {(ROWS, GRID[0] * GRID[1], 3)}
 
 
 def packed_run(scheduler):

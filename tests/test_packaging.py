@@ -114,13 +114,23 @@ def test_import_works_without_the_extension(tmp_path):
     assert python(code, tmp_path, ROOT) == "[[[1, 1], [1, 1]]]"
 
 
+def _init_of(node):
+    return next(method for method in node.body if method.name == "__init__")
+
+
 def test_stub_names_what_the_extension_has():
     extension = pytest.importorskip("ascedfast._C", reason="the extension is not built")
     stub = ast.parse((ROOT / "ascedfast" / "_C.pyi").read_text()).body
-    stubbed = {node.name: [argument.arg for argument in node.args.args] for node in stub if hasattr(node, "args")}
+    stubbed = {node.name: node for node in stub if hasattr(node, "name")}
     if not extension.has_cuda:
         stubbed = {"label_regions": stubbed["label_regions"]}
-    built = {name: function.__doc__ for name, function in vars(extension).items() if callable(function)}
+    stubbed = {name: _init_of(node) if isinstance(node, ast.ClassDef) else node for name, node in stubbed.items()}
+    stubbed = {name: [argument.arg for argument in node.args.args] for name, node in stubbed.items()}
+    built = {
+        name: made.__init__.__doc__ if isinstance(made, type) else made.__doc__
+        for name, made in vars(extension).items()
+        if callable(made)
+    }
     # pybind11 opens each docstring with the signature: name(argument: type, ...) -> result
     signatures = {name: re.findall(r"(\w+): ", text.partition("->")[0]) for name, text in built.items()}
     assert stubbed == signatures

@@ -37,6 +37,7 @@ def load_example(name):
 
 
 emoji_data = load_example("data")
+RECIPES = load_example("nets").RECIPES
 needs_font = pytest.mark.skipif(
     emoji_data.find_font() is None,
     reason=f"no Noto Color Emoji font: install the Debian package {emoji_data.DEBIAN_PACKAGE}",
@@ -128,6 +129,16 @@ def test_samples_are_drawn_again(trained, model, tmp_path):
     assert figures_of(folder) == before | {"steps": 3}
 
 
+@needs_font
+def test_samples_take_the_models_own_steps(trained, tmp_path):
+    folder = tmp_path / "emoji64-unet"
+    shutil.copytree(trained / folder.name, folder)
+    assert figures_of(folder)["steps"] != RECIPES["unet"].sample_steps
+    done = sample(folder)
+    assert done.returncode == 0, done.stderr
+    assert figures_of(folder)["steps"] == RECIPES["unet"].sample_steps
+
+
 def test_samples_of_no_model_are_refused(tmp_path):
     done = sample(tmp_path)
     assert done.returncode == 1
@@ -199,6 +210,7 @@ def test_bundled_models_are_small_and_whole(model, pipeline):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 10e6
     assert {"README.md", "loss.png", "samples.png", "model_index.json"} <= {path.name for path in files}
+    assert f"{RECIPES[model].sample_steps} steps with fresh noise" in (folder / "README.md").read_text()
     loaded = pipeline.from_pretrained(folder)
     loaded.set_progress_bar_config(disable=True)
     image = loaded(num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images

@@ -52,8 +52,8 @@ class Handle:
 
     @property
     def x0(self) -> Tensor | None:
-        """The last watched prediction of the clean sample in the sampler's layout, fp32. Do not write into it. With
-        ``on_x0`` or ``AscedConfig(record="run")`` there is one at every step."""
+        """The last watched prediction of the clean sample in the sampler's layout, fp32. Do not write into it. None
+        once the correction is done; with ``on_x0`` or ``AscedConfig(record="run")`` there is one at every step."""
         return self._run.x0
 
     def warm_up(self, sample: Tensor, model_output: Tensor | None = None) -> None:

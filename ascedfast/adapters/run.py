@@ -109,11 +109,15 @@ class SchedulerRun:
         m, timestep, x = call["model_output"], call["timestep"], call["sample"]
         if self._shape is None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(WARM_UP)
+        if self._shape is None:
+            self._levels = self._on_host(scheduler)
         try:
             index = self._index_of(scheduler, timestep)
         except IndexError:  # not a timestep of this run
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
         if self._shape != x.shape or index != self._last_index + 1:
+            if self._shape is not None:
+                self._levels = self._on_host(scheduler)
             self._begin(scheduler, index, x, call.get("generator"))
             self._fuse(scheduler, index, m, x)
         if self._fused is not None:
@@ -134,6 +138,8 @@ class SchedulerRun:
         if self._engine.due:
             previous = out[0] if isinstance(out, tuple) else out.prev_sample
             self._edited = self._engine.correct_(self._layout.view(previous))
+            if not self.on_x0 and self.config.record == "window":
+                self._x0 = None  # nothing is watched any more
         return out
 
     def _fuse(self, scheduler: Any, index: int, m: Any, x: Tensor) -> None:
@@ -154,6 +160,7 @@ class SchedulerRun:
         index = scheduler.begin_index if getattr(scheduler, "begin_index", None) is not None else 0
         if self.context is None:
             self.context = layout.PipelineContext()
+        self._levels = self._on_host(scheduler)
         self._begin(scheduler, index, x, None)
         self._index = index - 1
         self._fuse(scheduler, index, m, x)
@@ -187,7 +194,6 @@ class SchedulerRun:
 
     def _begin(self, scheduler: Any, index: int, x: Tensor, generator: object) -> None:
         """Add one row a sample to a new engine."""
-        self._levels = self._on_host(scheduler)
         schedule = self._known.schedule(self._levels)
         seen = layout.layout_of(x, self.context, self.grid)
         engine, reason = Engine(self._observing_plan), why_left_alone(scheduler, index)
@@ -251,17 +257,27 @@ class SchedulerRun:
                 return scheduler.step_index
             if scheduler.begin_index is not None:
                 return scheduler.begin_index
-            return scheduler.index_for_timestep(timestep)
+            known = self._read(scheduler, timestep)
+            return (scheduler if known is timestep else self._levels).index_for_timestep(known)
         following = self._last_index + 1
         if self._shape is not None and following < len(scheduler.timesteps):
             if _on_accelerator(timestep):
                 return following  # reading the timestep back would stall the device
             if base is PNDMScheduler and int(timestep) == int(self._levels.timesteps[following]):
                 return following  # its second timestep comes twice
-        timesteps = scheduler.timesteps.tolist()
-        if int(timestep) not in timesteps:
-            raise ValueError(f"timestep {int(timestep)} is not one of scheduler.timesteps {timesteps}")
-        return timesteps.index(int(timestep))
+        timesteps, value = self._levels.timesteps.tolist(), int(self._read(scheduler, timestep))
+        if value not in timesteps:
+            raise ValueError(f"timestep {value} is not one of scheduler.timesteps {timesteps}")
+        return timesteps.index(value)
+
+    def _read(self, scheduler: Any, timestep: Any) -> Any:
+        """A timestep's value on the host. One on a device is known by its place in ``scheduler.timesteps``, which
+        pipelines walk through: reading it back would stall the device. Any other comes back as it is."""
+        theirs = scheduler.timesteps
+        if not _on_accelerator(timestep) or timestep.device != theirs.device:
+            return timestep
+        place, rest = divmod(timestep.data_ptr() - theirs.data_ptr(), theirs.element_size() * max(theirs.stride(0), 1))
+        return timestep if rest or not 0 <= place < len(theirs) else self._levels.timesteps[place]
 
     def _watch(self, scheduler: Any, call: dict[str, Any], out: Any) -> None:
         if not (self.on_x0 or self._engine.wants_step()):

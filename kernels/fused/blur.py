@@ -168,7 +168,7 @@ class Blur:
         smooth = radius > 0
         volume = smooth and len(sizes) == 3
         buffers = 3 if volume else 2 if smooth else 1
-        self._spare = (buffers, count * rows, channels * self._locations)
+        self._buffers, self._planes = buffers, (count * rows, channels * self._locations)
         passes = 1 if not smooth else 2 if channels == 1 else 3
         self._result = 1 if passes == 2 else 0
         self._launches: list[tuple[PreparedLaunch, int | None, int, int]] = []  # what each reads and writes
@@ -185,7 +185,7 @@ class Blur:
     def _launch(self, strides, layers, lines, length, layer_and_line_stride, passes) -> PreparedLaunch:
         return PreparedLaunch(
             _blur,
-            (self._spare[1] * layers * triton.cdiv(lines, LINES),),
+            (self._planes[0] * layers * triton.cdiv(lines, LINES),),
             self._rows,
             layers,
             lines,
@@ -210,7 +210,8 @@ class Blur:
     def __call__(self, maps: Tensor, weights: Tensor) -> Tensor:
         """fp32 [K*R, C*locations], contiguous, of fp32 maps, which are not modified; weights: fp64 [2*radius + 1] on
         their device."""
-        spare = torch.empty(self._spare, dtype=torch.float32, device=maps.device).unbind(0)
+        # One by one: what is not returned is free again for what comes next.
+        spare = [torch.empty(self._planes, dtype=torch.float32, device=maps.device) for _ in range(self._buffers)]
         for launch, source, first, second in self._launches:
             launch(maps if source is None else spare[source], spare[first], spare[second], weights)
         return spare[self._result]

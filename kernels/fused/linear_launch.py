@@ -8,7 +8,7 @@ import triton
 from ascedfast.kernels.launcher import Launcher
 from ascedfast.kernels.linear_step import linear_step_kernel
 from ascedfast.kernels.prepared import launch_of, misaligned
-from ascedfast.kernels.tile import GROUP, MIN_BLOCK, TILE, WARPS
+from ascedfast.kernels.tile import GROUP, WARPS
 from torch import Tensor
 
 from ascedfast.linear import COLUMNS, WIDTH, LinearPlan, LinearStep
@@ -111,7 +111,7 @@ class LinearLauncher(Launcher):
             WIDTH,
             layout.order(self._strides),
             channels,
-            max(MIN_BLOCK, TILE // channels),
+            layout.block(),
         )
         tail = (
             0.0 if self._clip is None else self._clip,

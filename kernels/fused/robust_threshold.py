@@ -212,10 +212,10 @@ class Thresholding:
         )
 
     def __call__(self, maps: Tensor, mad_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        flags = torch.empty(self._shape, dtype=self._flag_type, device=self._device)
-        z = torch.empty(self._shape, dtype=torch.float32, device=self._device)
         values = self._blur(maps, self._weights)
         statistics = statistics_of(values, self._faster)
+        flags = torch.empty(self._shape, dtype=self._flag_type, device=self._device)
+        z = torch.empty(self._shape, dtype=torch.float32, device=self._device)
         self._flag(values, statistics, statistics if mad_scale is None else mad_scale, flags, z)
         return flags, z
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from ascedfast.kernels.observe import clean_of, larger, tree_sum
 from ascedfast.kernels.solver import next_state
-from ascedfast.kernels.tile import GROUP, MIN_BLOCK, TILE, WARPS, Layout, channel_stride, offset_at
+from ascedfast.kernels.tile import GROUP, WARPS, Layout, channel_stride, offset_at
 from torch import Tensor
 
 from ascedfast.solver import Update
@@ -154,7 +154,7 @@ def variant(
         update is not None and update.solver != "flow",
         layout.order(strides),
         channels,
-        max(MIN_BLOCK, TILE // channels),
+        layout.block(),
     )
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 
 GROUP = 16
 """Channels that are added as one tree, see ``reference.dynamics``."""
-TILE = 2048
-"""Elements of a program's tile, 16 a thread."""
+TILE, SMALL_TILE = 2048, 512
+"""Elements of a program's tile, 16 a thread; 4 a thread where there would be too few programs."""
+ENOUGH = 4096
+"""Programs that fill a large GPU, the last ones evenly."""
 WARPS = 4
 MIN_BLOCK = 32
 
@@ -50,6 +52,14 @@ class Layout:
     def strides(self, x: Tensor) -> tuple[int, ...]:
         """(row, channel, D, H, W) in elements."""
         return (x.stride(0), x.stride(1), *grid_strides(x, 2))
+
+    def block(self) -> int:
+        """Locations of a tile."""
+        channels = min(GROUP, triton.next_power_of_2(self.channels))
+        tile = TILE
+        while tile > SMALL_TILE and self.rows * triton.cdiv(self.locations, tile // channels) < ENOUGH:
+            tile //= 2
+        return max(MIN_BLOCK, tile // channels)
 
     def order(self, strides: Sequence[tuple[int, ...]]) -> str:
         """How all tensors with these strides lie inside a row: "planes", dense with the locations of a channel side by
