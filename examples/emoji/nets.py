@@ -37,7 +37,8 @@ class Recipe:
     `build(size, small)` returns the network, `compile` whether to compile it: the U-Net's many shapes take minutes for
     a fifth more speed; the transformer's step is bound by memory, and fusing its small operations doubled its speed.
     `draw_levels(count, device, generator)` returns float32 (count,) timesteps. `loss(model, x0, noise, t)` takes images
-    and noise (B, 3, S, S), t (B,) and returns a scalar.
+    and noise (B, 3, S, S), t (B,) and returns a scalar. `sample_steps` of the samples' grid, with fresh noise at each,
+    were found by looking: with 50, more of the U-Net's samples can be recognised than with 25, 75 or 250.
     """
 
     folder: str
@@ -49,6 +50,7 @@ class Recipe:
     pipeline: Callable[[nn.Module], DiffusionPipeline]
     pipeline_class: type[DiffusionPipeline]
     sampler: str
+    sample_steps: int
     batch: int
     learning_rate: float
     channels_last: bool
@@ -98,6 +100,7 @@ RECIPES = {
         pipeline=lambda model: DDIMPipeline(model, unet_scheduler()),
         pipeline_class=DDIMPipeline,
         sampler="DDIM",
+        sample_steps=50,
         batch=64,
         learning_rate=6e-4,
         channels_last=True,
@@ -114,6 +117,7 @@ RECIPES = {
         pipeline=lambda model: PixelFlowPipeline(model, FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT)),
         pipeline_class=PixelFlowPipeline,
         sampler="Euler",
+        sample_steps=250,
         batch=128,
         learning_rate=8e-4,
         channels_last=False,

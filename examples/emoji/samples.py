@@ -22,12 +22,12 @@ from rich.progress import track
 from ascedfast.adapters.schedules import schedule_of
 from ascedfast.pipelines import PixelFlowPipeline
 
-COLUMNS, STEPS = 8, 250
+COLUMNS = 8
 CHUNK = 16
 
 
 @torch.inference_mode()
-def sample_grid(pipeline: DiffusionPipeline, steps: int = STEPS, count: int = SAMPLES) -> np.ndarray:
+def sample_grid(pipeline: DiffusionPipeline, steps: int, count: int = SAMPLES) -> np.ndarray:
     """Samples of the seeds 0 to count - 1, uint8 (count / 8 * S, 8 * S, 3).
 
     Each step goes to x' = alpha'*x0 + sqrt(sigma'^2 - v)*e + sqrt(v)*z with DDIM's v at eta 1 (arXiv 2010.02502,
@@ -67,6 +67,6 @@ def sample_grid(pipeline: DiffusionPipeline, steps: int = STEPS, count: int = SA
     return tiles.reshape(count // COLUMNS * size, COLUMNS * size, 3)
 
 
-def draw_samples(pipeline: DiffusionPipeline, folder: Path, steps: int = STEPS) -> None:
+def draw_samples(pipeline: DiffusionPipeline, folder: Path, steps: int) -> None:
     """Writes ``folder``/samples.png."""
     Image.fromarray(sample_grid(pipeline, steps)).save(folder / "samples.png", optimize=True)

@@ -11,7 +11,7 @@ import torch
 from emoji.card import FIGURES_FILE, write_folder
 from emoji.data import EmojiSet
 from emoji.nets import Recipe
-from emoji.samples import STEPS, draw_samples
+from emoji.samples import draw_samples
 from torch import Tensor
 
 from ascedfast.lab.loop import Loop
@@ -51,7 +51,7 @@ class Trainer(Loop):
         torch.manual_seed(seed)
         self.recipe = recipe
         self.batches = Batches(emoji, device)
-        self.sample_steps = QUICK_STEPS if small else STEPS
+        self.sample_steps = QUICK_STEPS if small else recipe.sample_steps
         super().__init__(
             recipe.build(self.batches.size, small).to(device),
             device,
