@@ -53,7 +53,7 @@ def main(
 def _measure(bench: Bench, prefixes: list[str], save: bool) -> int:
     try:
         if save:
-            results.run_gate()
+            results.run_gate(bench.device)
     except RefusedToSave as refusal:
         console.print(f"[red]{refusal}[/]")
         return 1

@@ -17,7 +17,7 @@ from benchmarks.targets import OBSERVED, PARITY
 from benchmarks.timing import interleaved, spread, wall_us
 
 SHAPE = (1, 4, 128, 128)
-REPEATS = 40
+REPEATS = 30
 
 
 def cases(bench: Bench) -> Cases:

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from benchmarks.measurement import NAMES, Bench, Measurement
-from benchmarks.source import ROOT, source_sha256
+from benchmarks.source import ROOT, sha256_of_tests, source_sha256
 from benchmarks.targets import TARGETS
 
 FOLDER = ROOT / "benchmarks" / "results"
 GATE = ("-m", "pytest", "-m", "gpu and not slow", "-q", "-n", "auto")
 """Arguments of Python for the tests that must be green before anything is saved."""
+PASSED = ROOT / ".benchmarks" / "tests-passed.json"
+"""What the tests last passed for."""
 FIELDS = [
     "id",
     "shape",
@@ -82,11 +84,18 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def run_gate() -> None:
-    """Run the tests; RefusedToSave unless they pass."""
+def run_gate(device: torch.device) -> None:
+    """Run the tests; RefusedToSave unless they pass. Once for the same code, tests and kind of device, so that a file
+    can be completed in parts."""
+    state = {"source": source_sha256(), "tests": sha256_of_tests(), "gpu": gpu_name(device), "torch": torch.__version__}
+    if PASSED.exists() and json.loads(PASSED.read_text()) == state:
+        print(f"the tests have passed for this code before ({PASSED.relative_to(ROOT)})")
+        return
     done = subprocess.run([sys.executable, *GATE], cwd=ROOT, check=False)
     if done.returncode != 0:
         raise RefusedToSave(f"the tests are red (python {' '.join(GATE)}: {done.returncode}); nothing was saved")
+    PASSED.parent.mkdir(exist_ok=True)
+    PASSED.write_text(json.dumps(state))
 
 
 def save(records: Sequence[Record], folder: Path) -> Path:

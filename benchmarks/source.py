@@ -31,7 +31,16 @@ def engine_files(root: Path = ROOT) -> list[Path]:
 
 def source_sha256(root: Path = ROOT) -> str:
     """SHA-256 over the sorted paths and bytes of ``engine_files``: path, NUL, bytes, NUL for each."""
+    return _sha256(engine_files(root), root)
+
+
+def sha256_of_tests(root: Path = ROOT) -> str:
+    """The same of the tests."""
+    return _sha256(sorted((root / "tests").rglob("*.py")), root)
+
+
+def _sha256(files: list[Path], root: Path) -> str:
     digest = hashlib.sha256()
-    for path in engine_files(root):
+    for path in files:
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Statistics of repeated measurements, and wall-clock timing of work that Python drives."""
 
+import gc
 import math
 import statistics
 import time
@@ -80,15 +81,23 @@ class Pairs(NamedTuple):
 def interleaved(ours: Callable[[], float], baseline: Callable[[], float], repeats: int, warm_up: int = 2) -> Pairs:
     """Measure two things in turn, the order swapped from pair to pair so that a drift of the clocks cancels.
 
-    Args: ours, baseline: each call measures once and returns microseconds. warm_up: pairs thrown away.
+    Args: ours, baseline: each call measures once and returns microseconds. warm_up: pairs thrown away. Python collects
+        its garbage between pairs, not in one of them.
     """
     pairs = Pairs([], [])
-    for repeat in range(-warm_up, repeats):
-        if repeat % 2:
-            theirs, mine = baseline(), ours()
-        else:
-            mine, theirs = ours(), baseline()
-        if repeat >= 0:
-            pairs.ours.append(mine)
-            pairs.baseline.append(theirs)
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        for repeat in range(-warm_up, repeats):
+            gc.collect(0)
+            if repeat % 2:
+                theirs, mine = baseline(), ours()
+            else:
+                mine, theirs = ours(), baseline()
+            if repeat >= 0:
+                pairs.ours.append(mine)
+                pairs.baseline.append(theirs)
+    finally:
+        if collects:
+            gc.enable()
     return pairs

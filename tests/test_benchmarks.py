@@ -157,12 +157,20 @@ def test_source_hash_follows_bytes_and_paths(tmp_path):
     assert len({first, second, source_sha256(tmp_path)}) == 3
 
 
-def test_red_tests_refuse_to_save(monkeypatch):
-    monkeypatch.setattr(results, "GATE", ("-c", "raise SystemExit(1)"))
+def test_red_tests_refuse_to_save(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "PASSED", tmp_path / "state" / "passed.json")
+    red, green = ("-c", "raise SystemExit(1)"), ("-c", "pass")
+    monkeypatch.setattr(results, "GATE", red)
     with pytest.raises(results.RefusedToSave, match="red"):
-        results.run_gate()
-    monkeypatch.setattr(results, "GATE", ("-c", "pass"))
-    results.run_gate()
+        results.run_gate(BENCH.device)
+    monkeypatch.setattr(results, "GATE", green)
+    results.run_gate(BENCH.device)
+    monkeypatch.setattr(results, "GATE", red)
+    results.run_gate(BENCH.device)  # passed before
+    monkeypatch.setattr(results, "source_sha256", lambda: "other code")
+    with pytest.raises(results.RefusedToSave, match="red"):
+        results.run_gate(BENCH.device)
 
 
 def invoke(*arguments):

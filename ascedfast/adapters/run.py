@@ -95,6 +95,11 @@ class SchedulerRun:
             out = fused.step(scheduler, *args, kwargs)
             if out is not None:
                 return out
+        if self._coasts(scheduler, args, kwargs):
+            out = stock(scheduler, *args, **kwargs)
+            self._index += 1
+            self._engine.skip()
+            return out
         call = dict(zip(_parameters(stock), args, strict=False)) | kwargs
         if not {"model_output", "timestep", "sample"} <= call.keys():
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
@@ -141,6 +146,20 @@ class SchedulerRun:
             if not self.on_x0 and self.config.record == "window":
                 self._x0 = None  # nothing is watched any more
         return out
+
+    def _coasts(self, scheduler: Any, args: tuple, kwargs: dict) -> bool:
+        """The stock's step, called the usual way, is the next one of a run under way, and nobody watches it."""
+        if self._shape is None or self._fused is not None or self._edited is not None or self.on_x0:
+            return False
+        if self.context is None or len(args) != 3 or "per_token_timesteps" in kwargs:
+            return False
+        _, timestep, x = args
+        if not isinstance(x, Tensor) or x.shape != self._shape or self._engine.wants_step() or self._engine.due:
+            return False
+        following = self._index + 1
+        if self._counted_by_timestep:
+            return _on_accelerator(timestep) and following < self._steps
+        return scheduler.__dict__.get("_step_index") == following
 
     def _fuse(self, scheduler: Any, index: int, m: Any, x: Tensor) -> None:
         """Let the run's steps be done by one launch each, where that gives the stock's bits or was asked for."""
@@ -201,6 +220,8 @@ class SchedulerRun:
             engine.add(schedule, self.config, seed=seed, draw=draw, first=index, left_alone=reason)
         self._reset()
         self._layout, self._engine, self._shape, self._x0 = seen, engine, x.shape, None
+        self._counted_by_timestep = supported_base(scheduler) in COUNT_BY_TIMESTEP
+        self._steps = len(scheduler.timesteps)
         if reason is not None:
             self._warn_once(f"this run is left alone: {reason}")
         nan = nan_warning(self._levels)
