@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """P4: whole pipelines with random weights, ASCED on over off, in interleaved pairs of short runs.
 
-A run of 8 steps with 3 of them watched and T_c bears more of ASCED than the usual one of 25 with 6. The value is a
+A run of 6 steps with 3 of them watched and T_c bears more of ASCED than the usual one of 25 with 6. The value is a
 one-sided 95 % limit of the median ratio, free of any distribution (``timing.upper_limit``).
 """
 
@@ -21,7 +21,7 @@ from benchmarks.targets import PIPELINES
 from benchmarks.timing import interleaved, spread, upper_limit, wall_us
 
 PAIRS = 20
-STEPS, T_C = 8, 4
+STEPS, T_C = 6, 4
 
 
 def cases(bench: Bench) -> Cases:
