@@ -288,7 +288,8 @@ class Report(Sequence[RowReport]):
         return self._stack("mask_grown")
 
     def masks_image(self, size: tuple[int, int] | None = None, *, grown: bool = False) -> Tensor | None:
-        """bool [R, 1, height, width]: the masks at image resolution, each location a block of pixels.
+        """bool [R, 1, height, width]: the masks at image resolution, each location a block of pixels. Of a video
+        [R, 1, F, height, width], with the frames of its latents.
 
         Args: size: (height, width) in pixels; default: the size the adapter knows, else the grid's.
         """
@@ -296,7 +297,7 @@ class Report(Sequence[RowReport]):
         size = size or self.image_size
         if masks is None or size is None:
             return masks
-        return F.interpolate(masks.float(), size=size, mode="nearest") > 0
+        return F.interpolate(masks.float(), size=(*masks.shape[2:-2], *size), mode="nearest") > 0
 
     def attach(self, **images: "Tensor | Sequence[Image]") -> Self:
         """Give the report images to show, a batch a name: ``report.attach(after=pipe_output.images)``. "before" and

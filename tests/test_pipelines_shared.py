@@ -43,6 +43,39 @@ def test_packed_video_is_refused():
         layout_of(x, PipelineContext(height=128, width=96, frames=121), None)
 
 
+def test_video_latents_are_a_volume():
+    """Wan's [B, C, F, H, W]: five pixel frames are two of its latents."""
+    x, context = torch.zeros(1, 16, 2, 6, 4), PipelineContext(frames=5, latent_frames=2, scale=8)
+    seen = layout_of(x, context, None)
+    assert seen.view(x) is x
+    assert seen.image_size == (48, 32)
+
+
+@pytest.mark.parametrize("context", [PipelineContext(), PipelineContext(frames=16), PipelineContext(latent_frames=4)])
+def test_video_latents_in_another_order_are_refused(context):
+    """[B, F, C, H, W] would pass for 16 channels of 4 frames."""
+    with pytest.raises(ValueError, match="video"):
+        layout_of(torch.zeros(1, 4, 16, 6, 6), context, None)
+
+
+def test_a_video_is_corrected_as_a_volume():
+    def corrected(backend):
+        pipe, kwargs = tiny.wan()
+        config = AscedConfig.fast(mad_scale=1.0, min_area=0, core_width=1, backend=backend)
+        handle = enable_asced(pipe, config, seeds=[4])
+        return tiny.run(pipe, kwargs), handle.report
+
+    pipe, kwargs = tiny.wan()
+    stock = tiny.run(pipe, kwargs)
+    watched, report = corrected("reference")
+    assert torch.equal(corrected("triton")[0], watched)
+    assert stock.shape == watched.shape == (1, 16, 3, 16, 16)
+    assert report.rows[0].status == "corrected"
+    assert report.masks.shape == (1, 1, 3, 16, 16)
+    assert report.masks_image().shape == (1, 1, 3, 128, 128)
+    assert not torch.equal(stock, watched)
+
+
 def test_a_list_of_one_generator_serves_every_row():
     pipe, kwargs = tiny.dit()
     handle = enable_asced(pipe)

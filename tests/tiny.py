@@ -11,6 +11,7 @@ import multistep
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLWan,
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
@@ -30,6 +31,8 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
@@ -362,6 +365,22 @@ def flux():
     pipe = FluxPipeline(transformer=transformer, scheduler=scheduler, **parts)
     prompt = {"prompt_embeds": randn(1, 6, 32, seed=1), "pooled_prompt_embeds": randn(1, 32, seed=2)}
     return pipe, {**prompt, "height": 256, "width": 128, "output_type": "latent"}
+
+
+def wan():
+    """Video latents: [B, 16, 3, 16, 16]."""
+    transformer = _weights(
+        lambda: WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, num_layers=1, ffn_dim=32, freq_dim=32, text_dim=16
+        )
+    )
+    coder = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    parts = dict.fromkeys(("tokenizer", "text_encoder"))
+    pipe = WanPipeline(
+        vae=coder, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), transformer=transformer, **parts
+    )
+    prompt = {"prompt_embeds": randn(1, 6, 16, seed=1), "negative_prompt_embeds": randn(1, 6, 16, seed=2)}
+    return pipe, {**prompt, "height": 128, "width": 128, "num_frames": 9, "output_type": "latent"}
 
 
 PIPELINES = {"sd15": sd15, "sd15-v": sd15_v, "sdxl": sdxl, "dit": dit, "pixart": pixart, "sd3": sd3, "flux": flux}

@@ -205,9 +205,20 @@ def _pixels_a_location(pipe: Any) -> int:
     vae = getattr(pipe, "vae", None)
     if vae is None:
         return 1
-    if hasattr(pipe, "vae_scale_factor"):
-        return pipe.vae_scale_factor
+    for name in ("vae_scale_factor", "vae_scale_factor_spatial"):
+        if hasattr(pipe, name):
+            return getattr(pipe, name)
     return 2 ** len(vae.config.get("block_out_channels", ())[1:])  # DiTPipeline does not state it
+
+
+def _frames(pipe: Any, call: inspect.BoundArguments) -> dict[str, int | None]:
+    """Frames of the video that a pipeline is called for, and of its latents where it tells."""
+    if "num_frames" not in call.signature.parameters:
+        return {"frames": None}
+    call.apply_defaults()
+    frames = call.arguments["num_frames"] or 1
+    apart = getattr(pipe, "vae_scale_factor_temporal", None)
+    return {"frames": frames, "latent_frames": None if apart is None else (frames - 1) // apart + 1}
 
 
 @functools.cache
@@ -221,10 +232,9 @@ def _pipeline_class(base: type) -> type:
         if run is None:
             logger.warning("the pipeline's scheduler was replaced: ASCED is off; call enable_asced again")
             return base.__call__(self, *args, **kwargs)
-        given = call_signature.bind_partial(self, *args, **kwargs).arguments
-        known = {name: given.get(name) for name in ("generator", "height", "width")}
-        frames = given.get("num_frames", 1) if "num_frames" in call_signature.parameters else None
-        run.context = PipelineContext(**known, frames=frames, scale=_pixels_a_location(self))
+        call = call_signature.bind_partial(self, *args, **kwargs)
+        known = {name: call.arguments.get(name) for name in ("generator", "height", "width")}
+        run.context = PipelineContext(**known, **_frames(self, call), scale=_pixels_a_location(self))
         try:
             return base.__call__(self, *args, **kwargs)
         finally:

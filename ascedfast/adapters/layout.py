@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Views between a pipeline's latents and the engine's [R, C, H, W]."""
+"""Views between a pipeline's latents and the engine's [R, C, *grid]."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,18 +14,19 @@ LARGEST_BLOCK = 128
 @dataclass(frozen=True)
 class PipelineContext:
     """What a pipeline call tells about itself. height, width: image pixels. scale: pixels a latent location.
-    frames: of a video, None for images."""
+    frames: of a video, None for images; latent_frames: of its latents, None where the pipeline does not tell."""
 
     generator: object = None
     height: int | None = None
     width: int | None = None
     frames: int | None = None
+    latent_frames: int | None = None
     scale: int = 1
 
 
 @dataclass(frozen=True)
 class Layout:
-    """view: sees tensors of the latents' shape as [R, C, H, W] without a copy; writing into the view writes into its
+    """view: sees tensors of the latents' shape as [R, C, *grid] without a copy; writing into the view writes into its
     source. image_size: (height, width) in pixels of what the latents decode to."""
 
     view: Callable[[Tensor], Tensor]
@@ -33,12 +34,17 @@ class Layout:
 
 
 def layout_of(x: Tensor, context: PipelineContext, grid: tuple[int, int] | None) -> Layout:
-    """The layout of latents [B, C, H, W] or packed [B, S, C].
+    """The layout of latents [B, C, H, W], packed [B, S, C], or [B, C, F, H, W] of a pipeline that tells its frames.
 
     Args: grid: (H, W) of packed latents, where the user gave it. Raises: ValueError.
     """
-    if x.dim() == 4:
-        height, width = x.shape[2:]
+    if x.dim() == 5 and context.latent_frames != x.shape[2]:
+        raise ValueError(
+            f"latents {tuple(x.shape)} of a video are supported as [B, C, frames, H, W], within a pipeline that tells "
+            "how many frames a latent frame stands for (vae_scale_factor_temporal): call disable_asced first"
+        )
+    if x.dim() in (4, 5):
+        height, width = x.shape[-2:]
         size = (height * context.scale, width * context.scale)
         return Layout(lambda t: t, (context.height, context.width) if context.height and context.width else size)
     if x.dim() != 3:

@@ -197,7 +197,7 @@ class SchedulerRun:
 
     def _as_latents(self, seen: Tensor) -> Tensor:
         """[R, C, *grid] in the latents' layout."""
-        return seen if len(self._shape) == 4 else seen.flatten(2).transpose(1, 2)
+        return seen if len(self._shape) != 3 else seen.flatten(2).transpose(1, 2)
 
     @property
     def _last_index(self) -> int:
@@ -309,7 +309,7 @@ class SchedulerRun:
             level = self._known.schedule(self._levels).before[self._index]
             x0 = self._engine.observe(view(x), x0=view(_own_x0(scheduler, x, m, out, level)))
         else:
-            m = m[:, : x.shape[1]] if x.dim() == 4 else m  # learned variance doubles the channels
+            m = m[:, : x.shape[1]] if x.dim() != 3 else m  # learned variance doubles the channels
             x0 = self._engine.observe(view(x), view(m))
         self._x0 = self._as_latents(x0)
         if self.on_x0:
