@@ -46,6 +46,11 @@ def build(name: str, device: torch.device, tiny: bool) -> tuple[DiffusionPipelin
     return pipe, {**call, "output_type": "latent"}
 
 
+def network(pipe: DiffusionPipeline) -> torch.nn.Module:
+    """The module that a pipeline calls at each step."""
+    return pipe.components.get("unet") or pipe.components["transformer"]
+
+
 def _scheduler(kind: type[SchedulerMixin], **settings: Any) -> SchedulerMixin:
     """On the host in float32, as users have it, whatever the defaults: schedulers make their tables with numpy too."""
     before = torch.get_default_dtype()
@@ -83,8 +88,7 @@ def _sd15(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, Call]:
     scheduler = _scheduler(DPMSolverMultistepScheduler, **LATENTS, steps_offset=1)
     pipe = StableDiffusionPipeline(vae=_vae(), unet=unet, scheduler=scheduler, requires_safety_checker=False, **parts)
     prompts = _prompts(device, prompt_embeds=(1, 77, width), negative_prompt_embeds=(1, 77, width))
-    # Four images: with one, the GPU waits for the host, and the host's noise is all that one sees.
-    return pipe, {**prompts, "height": side, "width": side, "num_images_per_prompt": 4}
+    return pipe, {**prompts, "height": side, "width": side}
 
 
 def _sdxl(device: torch.device, tiny: bool) -> tuple[DiffusionPipeline, Call]:

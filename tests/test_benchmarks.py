@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from layouts import DEVICES
+from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 from ascedfast import AscedConfig, artifact_mask, ops
@@ -19,10 +20,10 @@ from ascedfast.config import HALF_GREY_LEVEL
 
 sys.path.append(str(Path(__file__).parent.parent))  # benchmarks/ is not installed
 
-from benchmarks import compare, models, plain, released, results, table, timing, trace
+from benchmarks import compare, device, graphed, models, plain, released, results, table, timing, trace
 from benchmarks.measurement import Bench, Measurement
 from benchmarks.runner import all_cases, run
-from benchmarks.targets import GROUPS, TARGETS
+from benchmarks.targets import GROUPS, PIPELINES, TARGETS
 
 ISSUE_FIELDS = {"id", "shape", "dtype", "value", "bar", "met", "unit", "baseline", "ours_us", "baseline_us", "gbps"}
 ISSUE_FIELDS |= {"share_of_copy", "source_sha256", "torch", "triton", "gpu", "command"}
@@ -198,7 +199,10 @@ def test_chart_and_table(tmp_path):
     from benchmarks import chart
 
     entries = [fake(id) for id in TARGETS]
-    assert chart.draw(entries, tmp_path / "docs" / "chart.png").read_bytes()[:4] == b"\x89PNG"
+    path = chart.draw(entries, tmp_path / "docs" / "chart.png")
+    assert chart.plt.imread(path).shape == (520, 900, 4)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        chart.draw([fake(id, value=None) for id in TARGETS], tmp_path / "none.png")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     assert table.write_between_marks(readme, table.markdown(entries))
@@ -206,6 +210,139 @@ def test_chart_and_table(tmp_path):
     assert "old\n" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
+
+
+def test_the_chart_has_each_target_in_one_row_and_names_the_worst():
+    from benchmarks import chart
+
+    values = {"P3/64x16x128x128": 0.6, "P3/64x4x256x256": 0.8, "P4/Wan": None, "P4/FLUX": math.nan, "P4/SDXL": 1.1}
+    entries = [fake(id, value=values.get(id, TARGETS[id].bar)) for id in TARGETS]
+    for entry in entries:
+        entry["met"] = TARGETS[entry["id"]].met(entry["value"])
+    rows = {row.name: row for row in chart.rows(entries)}
+    assert list(rows) == list(chart.ROWS)
+    drawn = [entry["id"] for row in rows.values() for entry in row.records]
+    assert sorted(drawn) == sorted(id for id in TARGETS if TARGETS[id].bar is not None)
+    sizes = {
+        "P1 fused by default": 15,
+        "P1 beside the stock step": 15,
+        "P1 linear form": 15,
+        "P2 ops against torch": 30,
+    }
+    assert {name: len(rows[name].records) for name in sizes} == sizes
+    assert rows["P3 copy bandwidth"].worst["id"] == "P3/64x16x128x128"
+    assert rows["P3 copy bandwidth"].score == "4 of 6 met"
+    assert rows["P4 whole pipelines"].worst["id"] == "P4/FLUX"
+    assert rows["P4 whole pipelines"].score == "1 of 4 met, 1 not measured"
+    assert rows["P7 rows and planes"].worst is None
+    assert "older code" not in chart._title(entries)
+    assert chart._title([fake("P4/SDXL", source_sha256="0123456789")]).endswith("source 01234567 (older code)")
+
+
+def test_a_graph_holds_calls_enough_to_hide_its_start():
+    assert device._rounds(50, 125.0) == 20  # 1000 small calls
+    assert device._rounds(4, 100.0) == 100  # 10 ms
+    assert device._rounds(3, 60_000.0) == 1
+
+
+def call_again(work):
+    """In place of a CUDA graph: the same buffers, read and written by calling once more."""
+    output = work()
+
+    def replay():
+        for held, new in zip(tree_leaves(output), tree_leaves(work()), strict=True):
+            held.copy_(new)
+
+    return replay, output
+
+
+def counting(captures):
+    def capture(work):
+        captures.append(work)
+        return call_again(work)
+
+    return capture
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_replayed_network_gives_what_the_network_gives(name):
+    pipe, call = models.build(name, torch.device("cpu"), tiny=True)
+    before, config = models.network(pipe).forward, models.network(pipe).config
+
+    def run():
+        return pipe(**call, num_inference_steps=3, generator=torch.Generator().manual_seed(0))[0]
+
+    expected, captures = run(), []
+    graphed.replay_forward(models.network(pipe), counting(captures))
+    assert torch.equal(run(), expected)
+    assert torch.equal(run(), expected)
+    assert len(captures) == 1  # all steps, with and without the prompt
+    assert models.network(pipe).forward is not before
+    assert models.network(pipe).config is config
+
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, sample, timestep, residuals=(), conditions=None, scale=1):
+        for _ in range(len(residuals)):
+            sample = sample + residuals.pop()
+        sample = self.weight * sample + timestep + conditions["text"]["mean"]
+        return {"sample": sample * scale}
+
+
+def test_a_replayed_call_copies_its_tensors_and_keeps_the_rest():
+    captures, ours, stock = [], Network(), Network()
+    graphed.replay_forward(ours, counting(captures))
+    kept = []
+    for i, timestep in enumerate([7, 3, torch.tensor(2), torch.tensor(1), 4]):  # int64, all of them
+        inputs = torch.full((2, 3), float(i)), timestep
+        nested = {"conditions": {"text": {"mean": torch.tensor(float(i * i))}}}
+        kept.append(ours(*inputs, residuals=[inputs[0], inputs[0]], **nested)["sample"])
+        expected = stock(*inputs, residuals=[inputs[0], inputs[0]], **nested)["sample"]
+        assert torch.equal(kept[-1], expected)
+        assert not kept[-1].requires_grad
+    assert len(captures) == 1
+    assert len({output.data_ptr() for output in kept}) == len(kept)
+    conditions = {"text": {"mean": torch.zeros(())}}
+    for i, scale in enumerate((2, 2, 2.0, True)):  # equal values of other types are other arguments
+        x = torch.ones(1, 3)
+        output = ours(x, timestep=i, conditions=conditions, scale=scale)["sample"]
+        assert torch.equal(output, stock(x, i, conditions=conditions, scale=scale)["sample"])
+    assert len(captures) == 4
+    with pytest.raises(RuntimeError, match="more than 4 kinds of calls"):
+        ours(torch.ones(9, 3), 0, conditions=conditions)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_network_in_a_graph_gives_what_the_network_gives():
+    pipe, _ = models.build("SDXL", torch.device("cuda"), tiny=True)
+    g = torch.Generator("cuda").manual_seed(0)
+    calls = []
+    for timestep in (torch.tensor(801, device="cuda"), torch.tensor(401, device="cpu"), 1):
+        sample, text, pooled = (
+            torch.randn(shape, generator=g, device="cuda") for shape in ((2, 4, 8, 8), (2, 77, 16), (2, 8))
+        )
+        added = {"text_embeds": pooled, "time_ids": torch.full((2, 6), 64.0, device="cuda")}
+        kwargs = {"encoder_hidden_states": text, "added_cond_kwargs": added, "return_dict": False}
+        calls.append(((sample, timestep), kwargs))
+    with torch.no_grad():
+        eager = [pipe.unet(*args, **kwargs)[0] for args, kwargs in calls]
+    captures = []
+
+    def capture(work):
+        captures.append(work)
+        return graphed.capture_graph(work)
+
+    graphed.replay_forward(pipe.unet, capture)
+    replayed = [pipe.unet(*args, **kwargs)[0] for args, kwargs in calls]  # each kept while the next one runs
+    assert len(captures) == 1
+    for ours, stock in zip(replayed, eager, strict=True):
+        torch.testing.assert_close(ours, stock, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(replayed[0], replayed[1])
 
 
 def test_compare_fails_only_above_thirty_percent():
