@@ -9,8 +9,12 @@ from torch import Tensor
 from ascedfast import _backend
 
 
-def _scratch(count: int, device: torch.device) -> Tensor:
-    return torch.empty(count, dtype=torch.uint8, device=device)
+def _scratch(count: int, device: torch.device) -> tuple[Tensor | None, int, int]:
+    """Memory, its address and its size; none where none is needed."""
+    if count == 0:
+        return None, 0, 0
+    memory = torch.empty(count, dtype=torch.uint8, device=device)
+    return memory, memory.data_ptr(), count
 
 
 def _queue(device: torch.device) -> tuple[int, int]:
@@ -33,7 +37,7 @@ def label_regions(
     if mask.numel() == 0:
         return labels, kept, torch.zeros(shape[0], dtype=torch.bool, device=mask.device)
     overflow = torch.empty(shape[0], dtype=torch.bool, device=mask.device)  # written by the kernel: no launch for it
-    scratch = _scratch(native.label_regions_scratch_bytes(shape), mask.device)
+    _kept_alive, *scratch = _scratch(native.label_regions_scratch_bytes(shape), mask.device)
     native.label_regions_cuda(
         mask.data_ptr(),
         mask.stride(),
@@ -45,8 +49,7 @@ def label_regions(
         float(min_area),
         float(max_area),
         core_width,
-        scratch.data_ptr(),
-        scratch.numel(),
+        *scratch,
         *_queue(mask.device),
     )
     return labels, kept, overflow
@@ -66,15 +69,14 @@ def medians(values: Tensor) -> Tensor:
         raise ValueError(f"values must be contiguous in a plane, got strides {values.stride()}")
     native = _backend.native()
     statistics = torch.empty(planes, 2, dtype=torch.float32, device=values.device)
-    scratch = _scratch(native.medians_scratch_bytes(planes), values.device)
+    _kept_alive, *scratch = _scratch(native.medians_scratch_bytes(planes), values.device)
     native.medians_cuda(
         values.data_ptr(),
         values.stride(0),
         planes,
         count,
         statistics.data_ptr(),
-        scratch.data_ptr(),
-        scratch.numel(),
+        *scratch,
         *_queue(values.device),
     )
     return statistics

@@ -8,6 +8,7 @@ kept for the batch, in buffers made once, and handed to the rows (``settle``) wh
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,7 +74,8 @@ class LockstepPlan:
         if scalars is not None:
             table[:, 2:] = scalars
         alpha, sigma = row.schedule.after[row.first + self.plan.t_c - 1]
-        self.levels = upload(torch.tensor([alpha, sigma, row.config.x0_noise])[:, None].expand(3, rows), x.device)
+        levels = torch.tensor([alpha, sigma, row.config.x0_noise])[:, None].expand(3, rows)
+        self.levels = upload(levels, x.device).unbind(0)
         self.maps = (self.plan.t_c - self.plan.start - 1, rows, *view(x).shape[2:])
         self.detect = PreparedDetection(torch.empty(self.maps, device=x.device), row.config)
         self.keeps_own = any(two_steps for *_, two_steps in self.script)
@@ -129,7 +131,7 @@ class Lockstep:
     def _host_keys(self) -> Tensor:
         rows = self.rows
         seeds = [seed_to_int64(row.seed) for row in rows]
-        return torch.tensor([seeds, [self.plan.t_c] * len(rows), [row.draw for row in rows]], dtype=torch.int64)
+        return torch.from_numpy(np.array([seeds, [self.plan.t_c] * len(rows), [row.draw for row in rows]], np.int64))
 
     @property
     def ids(self) -> tuple[int, ...]:

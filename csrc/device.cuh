@@ -6,8 +6,11 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace ascedfast {
 
@@ -52,12 +55,21 @@ inline void clear_memory(void* memory, std::size_t bytes, std::uintptr_t stream)
     expect_success(cudaMemsetAsync(memory, 0, bytes, reinterpret_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
 }
 
-template <class... Parameters>
-void allow_shared(void (*kernel)(Parameters...), std::size_t bytes) {
+// Asks for a kernel's dynamic shared memory on the current device, and only for more than it was asked before: the
+// question takes as long as a launch.
+inline void allow_shared(const void* kernel, std::size_t bytes) {
     constexpr std::size_t kWithoutAsking = 48 << 10;
     if (bytes <= kWithoutAsking) return;
+    static std::mutex guard;
+    static std::map<std::pair<const void*, int>, std::size_t> allowed;
+    int device = 0;
+    expect_success(cudaGetDevice(&device), "cudaGetDevice");
+    const std::lock_guard<std::mutex> locked(guard);
+    std::size_t& most = allowed[{kernel, device}];
+    if (bytes <= most) return;
     expect_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
                    "cudaFuncSetAttribute");
+    most = bytes;
 }
 
 template <class... Parameters>
@@ -67,7 +79,7 @@ void launch(void (*kernel)(Parameters...),
             std::size_t shared_bytes,
             std::uintptr_t stream,
             Parameters... arguments) {
-    allow_shared(kernel, shared_bytes);
+    allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
     kernel<<<blocks, threads, shared_bytes, reinterpret_cast<cudaStream_t>(stream)>>>(arguments...);
     expect_success(cudaGetLastError(), "kernel launch");
 }
@@ -81,7 +93,7 @@ void launch_together(void (*kernel)(Parameters...),
                      std::size_t shared_bytes,
                      std::uintptr_t stream,
                      Parameters... arguments) {
-    allow_shared(kernel, shared_bytes);
+    allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
     cudaLaunchAttribute attribute = {};
     if (cluster > 0) {
         attribute.id = cudaLaunchAttributeClusterDimension;

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ascedfast import device_guard
 from ascedfast.device_guard import on_device_of
 
 
@@ -20,11 +21,19 @@ def test_the_tensors_device_becomes_the_current_one(current, index, entered, mon
         seen.append(chosen.index)
         yield
 
+    monkeypatch.setattr(device_guard, "_several", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
     monkeypatch.setattr(torch.cuda, "device", device)
     with on_device_of(SimpleNamespace(is_cuda=True, device=torch.device("cuda", index))):
         pass
     assert seen == entered
+
+
+def test_nobody_is_asked_where_there_is_one_device(monkeypatch):
+    monkeypatch.setattr(device_guard, "_several", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: pytest.fail("asked"))
+    with on_device_of(SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))):
+        pass
 
 
 def test_nothing_to_do_on_the_cpu():

@@ -76,5 +76,5 @@ def version_of(tensor: Tensor) -> int | None:
 
 
 def _levels_of(scheduler: Any) -> list[tuple[Tensor, int | None]]:
-    found = [getattr(scheduler, name, None) for name in LEVELS]
+    found = [scheduler.__dict__.get(name) for name in LEVELS]
     return [(levels, version_of(levels)) for levels in found if isinstance(levels, Tensor)]

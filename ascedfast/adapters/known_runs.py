@@ -18,7 +18,7 @@ from ascedfast.schedule import Schedule
 
 MOST = 16
 """Kinds that are kept; the one that was not used for the longest time goes first."""
-BY_ADDRESS = ("config", "alphas_cumprod", "final_alpha_cumprod", "tau_func")
+BY_ADDRESS = ("_internal_dict", "alphas_cumprod", "final_alpha_cumprod", "tau_func")
 T = TypeVar("T")
 
 
@@ -49,7 +49,7 @@ class KnownRuns:
     def _get(self, key: tuple, host: SchedulerMixin, make: Callable[[], T]) -> T:
         if key not in self._kept:
             # What the key names by its address must live as long as the key.
-            named = [getattr(host, name, None) for name in BY_ADDRESS]
+            named = [host.__dict__.get(name) for name in BY_ADDRESS]
             self._kept[key] = make(), named
             if len(self._kept) > MOST:
                 self._kept.popitem(last=False)
@@ -58,10 +58,11 @@ class KnownRuns:
 
 
 def _levels(host: SchedulerMixin) -> tuple:
-    named = [getattr(host, name, None) for name in BY_ADDRESS]
+    held = host.__dict__  # not getattr: a scheduler looks in its configuration for what it lacks
+    named = [held.get(name) for name in BY_ADDRESS]
     named = tuple((id(t), version_of(t), t.device) if isinstance(t, Tensor) else id(t) for t in named)
-    levels = (getattr(host, name, None) for name in LEVELS)
+    levels = (held.get(name) for name in LEVELS)
     values = tuple((t.dtype, t.numpy().tobytes()) if isinstance(t, Tensor) else None for t in levels)
     # What stock's step reads from the scheduler itself, where anybody may write.
-    read = (getattr(host, "predict_x0", None), tuple(getattr(host, "disable_corrector", ())))
-    return (*named, *values, *read, host.num_inference_steps, getattr(host, "lower_order_nums", 0))
+    read = (held.get("predict_x0"), tuple(held.get("disable_corrector", ())))
+    return (*named, *values, *read, held.get("num_inference_steps"), held.get("lower_order_nums", 0))

@@ -40,8 +40,9 @@ def layout_of(x: Tensor, context: PipelineContext, grid: tuple[int, int] | None)
     """
     if x.dim() == 5 and context.latent_frames != x.shape[2]:
         raise ValueError(
-            f"latents {tuple(x.shape)} of a video are supported as [B, C, frames, H, W], within a pipeline that tells "
-            "how many frames a latent frame stands for (vae_scale_factor_temporal): call disable_asced first"
+            f"latents must be [B, C, H, W] or packed [B, S, C], got {tuple(x.shape)}; of a video [B, C, frames, H, W], "
+            "within a pipeline that tells how many frames a latent one stands for (vae_scale_factor_temporal): for any "
+            "other call disable_asced first"
         )
     if x.dim() in (4, 5):
         height, width = x.shape[-2:]

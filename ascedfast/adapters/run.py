@@ -278,27 +278,32 @@ class SchedulerRun:
                 return scheduler.step_index
             if scheduler.begin_index is not None:
                 return scheduler.begin_index
-            known = self._read(scheduler, timestep)
-            return (scheduler if known is timestep else self._levels).index_for_timestep(known)
+            place = self._place_of(scheduler, timestep)
+            if place is None:
+                return scheduler.index_for_timestep(timestep)
+            known = self._levels.timesteps
+            values = known.tolist()  # stock takes the second one of equal timesteps
+            return place if values.count(values[place]) == 1 else self._levels.index_for_timestep(known[place])
         following = self._last_index + 1
         if self._shape is not None and following < len(scheduler.timesteps):
             if _on_accelerator(timestep):
                 return following  # reading the timestep back would stall the device
             if base is PNDMScheduler and int(timestep) == int(self._levels.timesteps[following]):
                 return following  # its second timestep comes twice
-        timesteps, value = self._levels.timesteps.tolist(), int(self._read(scheduler, timestep))
+        timesteps, place = self._levels.timesteps.tolist(), self._place_of(scheduler, timestep)
+        value = int(timestep) if place is None else int(timesteps[place])
         if value not in timesteps:
             raise ValueError(f"timestep {value} is not one of scheduler.timesteps {timesteps}")
         return timesteps.index(value)
 
-    def _read(self, scheduler: Any, timestep: Any) -> Any:
-        """A timestep's value on the host. One on a device is known by its place in ``scheduler.timesteps``, which
-        pipelines walk through: reading it back would stall the device. Any other comes back as it is."""
+    def _place_of(self, scheduler: Any, timestep: Any) -> int | None:
+        """Where in ``scheduler.timesteps`` a timestep on a device lies: pipelines walk through them, and reading one
+        back would stall the device. None for any other."""
         theirs = scheduler.timesteps
         if not _on_accelerator(timestep) or timestep.device != theirs.device:
-            return timestep
+            return None
         place, rest = divmod(timestep.data_ptr() - theirs.data_ptr(), theirs.element_size() * max(theirs.stride(0), 1))
-        return timestep if rest or not 0 <= place < len(theirs) else self._levels.timesteps[place]
+        return place if rest == 0 and 0 <= place < len(theirs) else None
 
     def _watch(self, scheduler: Any, call: dict[str, Any], out: Any) -> None:
         if not (self.on_x0 or self._engine.wants_step()):

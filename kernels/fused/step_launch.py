@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 import triton
 from ascedfast.kernels.launcher import Launcher
-from ascedfast.kernels.prepared import launch_of, misaligned
+from ascedfast.kernels.prepared import ALIGNED, launch_of, misaligned
 from ascedfast.kernels.step_dynamics import step_dynamics_kernel, variant
 from ascedfast.kernels.tile import WARPS
 from torch import Tensor
@@ -79,8 +79,8 @@ class StepLauncher(Launcher):
             _, state_dtype, own_dtype = self._updates[which]
             x_next = torch.empty_like(x, dtype=state_dtype)
             own = None if own_dtype is None else torch.empty_like(x_next, dtype=own_dtype)
-        addresses = (x.data_ptr(), m.data_ptr())
-        key = (observe, which, misaligned(*addresses), own_prev is None)
+        x_at, m_at = x.data_ptr(), m.data_ptr()
+        key = (observe, which, misaligned(x_at, m_at) if (x_at | m_at) % ALIGNED else (), own_prev is None)
         prepared = self._prepared.get(key)
         if prepared is None or not self._compiles:
             self._first(key, x, m, x0, bank, x_next, own, own_prev, step, slot)
@@ -89,7 +89,8 @@ class StepLauncher(Launcher):
         x0 = x0.data_ptr()
         launch(
             stream_of(device),
-            *addresses,
+            x_at,
+            m_at,
             x0,
             x0,
             bank.data_ptr(),
