@@ -115,11 +115,15 @@ def test_what_counts_as_clean(status, output, clean):
 
 
 def launched_kernels():
-    """Names that the sources launch, as in ``_blur[grid](...)``."""
+    """Names that the sources launch, as in ``_row[grid](...)`` or ``PreparedLaunch(_blur, grid, ...)``."""
     for path in (ROOT / "kernels" / "fused").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+            if not isinstance(node, ast.Call):
+                continue
+            if isinstance(node.func, ast.Subscript) and isinstance(node.func.value, ast.Name):
                 yield node.func.value.id
+            elif isinstance(node.func, ast.Name) and node.func.id == "PreparedLaunch":
+                yield node.args[0].id
 
 
 @pytest.mark.skipif(DEVICES != ["cpu"], reason="counts interpreted launches")
@@ -137,4 +141,5 @@ def test_every_triton_kernel_is_launched(monkeypatch):
     for name, case in every_kernel.CASES.items():
         if not name.endswith(".cu"):
             case(torch.device("cpu"))
+    assert len(set(launched_kernels())) > 12
     assert set(launched_kernels()) - seen == set()
