@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ascedfast._backend import BackendError
 from ascedfast.detect import Detection
 from ascedfast.device_guard import on_device_of
 from ascedfast.noise import seed_to_int64
@@ -76,6 +77,7 @@ class LockstepPlan:
         alpha, sigma = row.schedule.after[row.first + self.plan.t_c - 1]
         levels = torch.tensor([alpha, sigma, row.config.x0_noise])[:, None].expand(3, rows)
         self.levels = upload(levels, x.device).unbind(0)
+        self.shape = view(x).shape
         self.maps = (self.plan.t_c - self.plan.start - 1, rows, *view(x).shape[2:])
         self.detect = PreparedDetection(torch.empty(self.maps, device=x.device), row.config)
         self.keeps_own = any(two_steps for *_, two_steps in self.script)
@@ -121,7 +123,7 @@ class Lockstep:
         self.step = rows[0].step
         self.detection: Detection | None = None
         self._solves, self._script, self._steps = plan.solves, plan.script, plan.steps
-        self._view, self._launch, self._levels = plan.view, plan.launch, plan.levels
+        self._view, self._launch, self._levels, self._shape = plan.view, plan.launch, plan.levels, plan.shape
         self.x0: Tensor | None = plan.launch.new_x0(x)
         self.bank = torch.empty(plan.maps, device=x.device)
         self._keys = upload(self._host_keys(), x.device)
@@ -198,9 +200,13 @@ class Lockstep:
         return out
 
     def correct_(self, x: Tensor) -> Tensor | None:
-        """At T_c re-noise x in place inside the mask; bool [R, 1, *grid], or None when nothing is due."""
+        """At T_c re-noise x in place inside the mask; bool [R, 1, *grid], or None when nothing is due.
+
+        Raises: ValueError, TypeError, BackendError for an x that is no state of these rows; then all is as it was.
+        """
         if not self.due:
             return None
+        self._check(x)
         with on_device_of(x):
             found, mask = self._detect(self.bank), None
             if self.config.correct:
@@ -210,6 +216,19 @@ class Lockstep:
         if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):  # a graph goes on writing where x0 lies
             self.x0 = None  # the largest of what a run keeps, and nobody needs it now
         return mask
+
+    def _check(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise TypeError(f"x must be of a float dtype, got {x.dtype}")
+        if x.dtype == torch.float64:
+            raise BackendError("these rows run by Triton, in float32; float64 needs backend='reference'")
+        shape, device = self._view(x).shape, self.bank.device
+        if shape != self._shape or x.device != device:
+            raise ValueError(
+                f"x must be {tuple(self._shape)} on {device}, as the states before, got {tuple(shape)} on {x.device}"
+            )
+        if x.requires_grad:
+            raise ValueError("correct_ writes in place, without gradients: call it on x.detach() or under no_grad")
 
     def _renoise_(self, x: Tensor, mask: Tensor) -> None:
         from ascedfast.kernels.renoise import renoise_

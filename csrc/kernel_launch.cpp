@@ -97,17 +97,26 @@ void KernelLaunch::operator()(std::uintptr_t stream, const std::uint64_t* first)
     std::copy(first, first + varying_, values);
     for (std::size_t i = 0; i < taken_.size(); ++i) parameters[i] = values + taken_[i];  // lower half first: x86, Arm
     static const auto launch = driver_function<Launch>("cuLaunchKernel", 7000);
-    const CUresult status = launch(reinterpret_cast<CUfunction>(function_),
-                                   grid_[0],
-                                   grid_[1],
-                                   grid_[2],
-                                   threads_,
-                                   1,
-                                   1,
-                                   shared_bytes_,
-                                   reinterpret_cast<CUstream>(stream),
-                                   parameters,
-                                   nullptr);
+    const auto go = [&] {
+        return launch(reinterpret_cast<CUfunction>(function_),
+                      grid_[0],
+                      grid_[1],
+                      grid_[2],
+                      threads_,
+                      1,
+                      1,
+                      shared_bytes_,
+                      reinterpret_cast<CUstream>(stream),
+                      parameters,
+                      nullptr);
+    };
+    CUresult status = go();
+    int device = 0;
+    // A thread that has done nothing with CUDA yet has no context: choosing its current device gives it one.
+    if (status == CUDA_ERROR_INVALID_CONTEXT && cudaGetDevice(&device) == cudaSuccess &&
+        cudaSetDevice(device) == cudaSuccess) {
+        status = go();
+    }
     if (status != CUDA_SUCCESS) throw std::runtime_error("cuLaunchKernel failed: " + std::to_string(status));
 }
 

@@ -232,3 +232,45 @@ def test_few_predictions_warn_once_and_change_nothing(asced_warnings):
     assert handle.report.severity == ["unavailable"] * 3
     assert len(asced_warnings()) == 1
     assert "3 are needed" in asced_warnings()[0]
+
+
+def test_other_timesteps_between_two_runs():
+    """Without set_timesteps: stock takes what stands in the scheduler."""
+
+    def watched(scheduler):
+        seen = []
+        enable_asced(scheduler, seeds=0, on_x0=lambda k, t, x0: seen.append((k, int(t), float(x0.sum()))))
+        return seen
+
+    def loop(scheduler):
+        x = X
+        for t in scheduler.timesteps:
+            x = scheduler.step(0.1 * X, t, x).prev_sample
+
+    scheduler, fresh = DDIMScheduler(), DDIMScheduler()
+    seen = watched(scheduler)
+    scheduler.set_timesteps(20)
+    loop(scheduler)
+    scheduler.timesteps = scheduler.timesteps[5:]
+    seen.clear()
+    loop(scheduler)
+    assert [(k, t) for k, t, _ in seen] == list(enumerate(scheduler.timesteps.tolist()))
+    expected = watched(fresh)
+    fresh.set_timesteps(20)
+    fresh.timesteps = fresh.timesteps[5:]
+    loop(fresh)
+    assert seen == expected
+    scheduler.timesteps = torch.tensor([990, 900, 500, 50])
+    seen.clear()
+    loop(scheduler)
+    assert [t for _, t, _ in seen] == [990, 900, 500, 50]
+
+
+def test_levels_of_any_type():
+    scheduler = EulerDiscreteScheduler()
+    handle = enable_asced(scheduler, seeds=0)
+    scheduler.set_timesteps(10)
+    scheduler.sigmas = scheduler.sigmas.to(torch.bfloat16).requires_grad_()
+    scheduler.scale_model_input(X, scheduler.timesteps[0])
+    scheduler.step(0.1 * X, scheduler.timesteps[0], X)
+    assert handle.report[0].executed == 1

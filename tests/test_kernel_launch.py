@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """csrc's launch of kernels that Triton compiled: the same results, and no launch of a kernel with other parameters."""
 
+import threading
+
 import pytest
 import torch
 from ascedfast.kernels import prepared
@@ -97,3 +99,19 @@ def test_a_kernel_with_other_parameters_is_refused(monkeypatch):
     monkeypatch.setattr(_backend, "native", lambda: type("Native", (), {"KernelLaunch": staticmethod(make)}))
     Dilation((2, 40, 50), (2000, 50, 1), 2)(mask())
     assert len(refusals) == 1
+
+
+@pytest.mark.gpu
+@needs_gpu
+@needs_cuda_build
+def test_a_thread_that_has_done_nothing_with_cuda_launches():
+    dilation, given = Dilation((2, 40, 50), (2000, 50, 1), 2), mask()
+    expected = dilation(given)
+    for _ in range(3):
+        dilation(given)  # the allocator has memory for the other thread
+    torch.cuda.synchronize()
+    found = []
+    thread = threading.Thread(target=lambda: found.append(dilation(given)))
+    thread.start()
+    thread.join()
+    assert torch.equal(found[0], expected)

@@ -7,6 +7,7 @@ from layouts import DEVICES, same_bits
 
 import ascedfast
 from ascedfast import AscedConfig, process
+from ascedfast._backend import BackendError
 from ascedfast.schedule import Schedule
 
 pytestmark = [pytest.mark.gpu] if DEVICES == ["cuda"] else []
@@ -157,3 +158,30 @@ def test_nothing_of_the_caller_is_kept_or_written():
         assert x.data_ptr() == address
     expected, _ = loop(settings(backend="reference"))
     assert same_bits(x, expected)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        (torch.zeros(3, 8, 16, 16), ValueError),
+        (torch.zeros(2, 4, 16, 16), ValueError),
+        (torch.zeros(3, 4, 16, 15), ValueError),
+        (torch.zeros(3, 4, 16 * 16), ValueError),
+        (torch.zeros(3, 4, 16, 16, dtype=torch.int64), TypeError),
+        (torch.zeros(3, 4, 16, 16, dtype=torch.float64), BackendError),
+        (torch.zeros(3, 4, 16, 16, requires_grad=True), ValueError),
+    ],
+    ids=lambda value: f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else value.__name__,
+)
+def test_what_is_no_state_of_the_rows_is_not_corrected(bad, error):
+    levels = [process.eps((1 - s) ** 0.5, s**0.5) for s in (0.98 - 0.08 * k for k in range(12))]
+    run = ascedfast.begin(Schedule.from_levels(levels), AscedConfig(backend="triton", t_c=6), seeds=[1, 2, 3])
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 16, 16, generator=g).to(DEVICES[0])
+    for _ in range(6):
+        run.observe(x, torch.randn(3, 4, 16, 16, generator=g).to(DEVICES[0]))
+    with pytest.raises(error):
+        run.correct_(bad.detach().to(DEVICES[0]).requires_grad_(bad.requires_grad))
+    assert run.due
+    run.correct_(x)
+    assert not run.due

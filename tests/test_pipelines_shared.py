@@ -45,13 +45,21 @@ def test_packed_video_is_refused():
 
 def test_video_latents_are_a_volume():
     """Wan's [B, C, F, H, W]: five pixel frames are two of its latents."""
-    x, context = torch.zeros(1, 16, 2, 6, 4), PipelineContext(frames=5, latent_frames=2, scale=8)
+    x, context = torch.zeros(1, 16, 2, 6, 4), PipelineContext(frames=5, latent_frames=(2,), channels=16, scale=8)
     seen = layout_of(x, context, None)
     assert seen.view(x) is x
     assert seen.image_size == (48, 32)
 
 
-@pytest.mark.parametrize("context", [PipelineContext(), PipelineContext(frames=16), PipelineContext(latent_frames=4)])
+@pytest.mark.parametrize(
+    "context",
+    [
+        PipelineContext(),
+        PipelineContext(frames=16),
+        PipelineContext(frames=16, latent_frames=(4,)),
+        PipelineContext(frames=61, latent_frames=(16,), channels=16),
+    ],
+)
 def test_video_latents_in_another_order_are_refused(context):
     """[B, F, C, H, W] would pass for 16 channels of 4 frames."""
     with pytest.raises(ValueError, match="video"):
@@ -74,6 +82,16 @@ def test_a_video_is_corrected_as_a_volume():
     assert report.masks.shape == (1, 1, 3, 16, 16)
     assert report.masks_image().shape == (1, 1, 3, 128, 128)
     assert not torch.equal(stock, watched)
+
+
+@pytest.mark.parametrize(("frames", "latent"), [(7, 2), (8, 3), (10, 3), (12, 4)])
+def test_numbers_of_frames_that_the_pipeline_rounds(frames, latent):
+    pipe, kwargs = tiny.wan()
+    stock = tiny.run(pipe, kwargs, num_frames=frames, num_inference_steps=4)
+    enable_asced(pipe)
+    watched = tiny.run(pipe, kwargs, num_frames=frames, num_inference_steps=4)
+    assert watched.shape[2] == latent
+    assert torch.equal(stock, watched)  # too few steps for a correction
 
 
 def test_a_list_of_one_generator_serves_every_row():

@@ -211,14 +211,19 @@ def _pixels_a_location(pipe: Any) -> int:
     return 2 ** len(vae.config.get("block_out_channels", ())[1:])  # DiTPipeline does not state it
 
 
-def _frames(pipe: Any, call: inspect.BoundArguments) -> dict[str, int | None]:
-    """Frames of the video that a pipeline is called for, and of its latents where it tells."""
+def _video(pipe: Any, call: inspect.BoundArguments) -> dict[str, Any]:
+    """Frames of the video that a pipeline is called for, and what it tells of the video's latents."""
     if "num_frames" not in call.signature.parameters:
-        return {"frames": None}
+        return {}
     call.apply_defaults()
-    frames = call.arguments["num_frames"] or 1
+    frames = call.arguments.get("num_frames") or 1
     apart = getattr(pipe, "vae_scale_factor_temporal", None)
-    return {"frames": frames, "latent_frames": None if apart is None else (frames - 1) // apart + 1}
+    if apart is None:
+        return {"frames": frames}
+    config = getattr(getattr(pipe, "vae", None), "config", {})
+    channels = config.get("z_dim", config.get("latent_channels"))
+    # Pipelines round a number of frames that does not fit down or up.
+    return {"frames": frames, "latent_frames": ((frames - 1) // apart + 1, frames // apart + 1), "channels": channels}
 
 
 @functools.cache
@@ -234,7 +239,7 @@ def _pipeline_class(base: type) -> type:
             return base.__call__(self, *args, **kwargs)
         call = call_signature.bind_partial(self, *args, **kwargs)
         known = {name: call.arguments.get(name) for name in ("generator", "height", "width")}
-        run.context = PipelineContext(**known, **_frames(self, call), scale=_pixels_a_location(self))
+        run.context = PipelineContext(**known, **_video(self, call), scale=_pixels_a_location(self))
         try:
             return base.__call__(self, *args, **kwargs)
         finally:

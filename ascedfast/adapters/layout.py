@@ -14,13 +14,15 @@ LARGEST_BLOCK = 128
 @dataclass(frozen=True)
 class PipelineContext:
     """What a pipeline call tells about itself. height, width: image pixels. scale: pixels a latent location.
-    frames: of a video, None for images; latent_frames: of its latents, None where the pipeline does not tell."""
+    frames: of a video, None for images; latent_frames: how many its latents may have, empty where the pipeline does not
+    tell; channels: of its latents, None where the pipeline does not tell."""
 
     generator: object = None
     height: int | None = None
     width: int | None = None
     frames: int | None = None
-    latent_frames: int | None = None
+    latent_frames: tuple[int, ...] = ()
+    channels: int | None = None
     scale: int = 1
 
 
@@ -38,7 +40,7 @@ def layout_of(x: Tensor, context: PipelineContext, grid: tuple[int, int] | None)
 
     Args: grid: (H, W) of packed latents, where the user gave it. Raises: ValueError.
     """
-    if x.dim() == 5 and context.latent_frames != x.shape[2]:
+    if x.dim() == 5 and not _is_volume(x, context):
         raise ValueError(
             f"latents must be [B, C, H, W] or packed [B, S, C], got {tuple(x.shape)}; of a video [B, C, frames, H, W], "
             "within a pipeline that tells how many frames a latent one stands for (vae_scale_factor_temporal): for any "
@@ -59,6 +61,11 @@ def layout_of(x: Tensor, context: PipelineContext, grid: tuple[int, int] | None)
     if height * width != x.shape[1]:
         raise ValueError(f"grid {height} x {width} does not hold the {x.shape[1]} packed locations of {tuple(x.shape)}")
     return Layout(lambda t: t.unflatten(1, (height, width)).permute(0, 3, 1, 2), size)
+
+
+def _is_volume(x: Tensor, context: PipelineContext) -> bool:
+    """Whether the axes of a video's latents are [B, C, frames, H, W]: other orders have as many."""
+    return x.shape[2] in context.latent_frames and context.channels in (None, x.shape[1])
 
 
 def _packed_grid(locations: int, context: PipelineContext) -> tuple[int, int, int]:

@@ -58,6 +58,7 @@ class SchedulerRun:
         self._told: set[str] = set()
         self._x0: Tensor | None = None
         self._host: HostCopy | None = None
+        self._levels: SchedulerMixin | None = None
         self._known = KnownRuns()
         self._engine: Engine | None = None
         self._reset()
@@ -114,14 +115,13 @@ class SchedulerRun:
         m, timestep, x = call["model_output"], call["timestep"], call["sample"]
         if self._shape is None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(WARM_UP)
-        if self._shape is None:
-            self._levels = self._on_host(scheduler)
+        levels = self._levels
         try:
             index = self._index_of(scheduler, timestep)
         except IndexError:  # not a timestep of this run
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
         if self._shape != x.shape or index != self._last_index + 1:
-            if self._shape is not None:
+            if self._levels is levels:  # not read anew for the index
                 self._levels = self._on_host(scheduler)
             self._begin(scheduler, index, x, call.get("generator"))
             self._fuse(scheduler, index, m, x)
@@ -271,13 +271,14 @@ class SchedulerRun:
         return [(seed, 0) for seed in seeds] * (2 if doubled else 1)
 
     def _index_of(self, scheduler: Any, timestep: Any) -> int:
-        """Index in the schedule of the step that is about to run."""
+        """Index in the schedule of the step that is about to run. Reads the levels anew where it has to look it up."""
         base = supported_base(scheduler)
         if base not in COUNT_BY_TIMESTEP:
             if scheduler.step_index is not None:
                 return scheduler.step_index
             if scheduler.begin_index is not None:
                 return scheduler.begin_index
+            self._levels = self._on_host(scheduler)
             place = self._place_of(scheduler, timestep)
             if place is None:
                 return scheduler.index_for_timestep(timestep)
@@ -290,6 +291,7 @@ class SchedulerRun:
                 return following  # reading the timestep back would stall the device
             if base is PNDMScheduler and int(timestep) == int(self._levels.timesteps[following]):
                 return following  # its second timestep comes twice
+        self._levels = self._on_host(scheduler)
         timesteps, place = self._levels.timesteps.tolist(), self._place_of(scheduler, timestep)
         value = int(timestep) if place is None else int(timesteps[place])
         if value not in timesteps:

@@ -42,11 +42,11 @@ def launch_of(compiled: Any, grid: tuple[int, int, int], varying: int, fixed: tu
     known = None not in kinds and len(kinds) == varying + len(fixed) and "-" not in kinds[:varying]
     make = getattr(_backend.native(), "KernelLaunch", None)
     if plain and known and make is not None and meta.target.backend == "cuda":
-        bits = [_bits(value, kind) for value, kind in zip(fixed, kinds[varying:], strict=True)]
         threads = meta.num_warps * meta.target.warp_size
         try:
+            bits = [_bits(value, kind) for value, kind in zip(fixed, kinds[varying:], strict=True)]
             return make(compiled.function, grid, threads, meta.shared, "".join(kinds), varying, bits)
-        except (ValueError, RuntimeError):  # an older driver, or another Triton: its own launcher knows
+        except (ValueError, RuntimeError, OverflowError):  # an older driver, or another Triton: its own launcher knows
             pass
     return lambda stream, *values: runner(*values, *fixed, stream=stream)
 
