@@ -23,7 +23,7 @@ from torch import Tensor
 from ascedfast import _backend
 from ascedfast.config import AscedConfig
 from ascedfast.dlpack import as_tensor
-from ascedfast.lockstep import Lockstep, LockstepPlan, agree
+from ascedfast.lockstep import WITHOUT_GRADIENTS, Lockstep, LockstepPlan, agree
 from ascedfast.mixed_rows import detect_rows, dynamics_of, groups_of, renoise_rows_, signal_of, work_dtype
 from ascedfast.noise import seed_to_int64
 from ascedfast.report import Report, RowReport
@@ -215,7 +215,7 @@ class Engine:
         batch = self._select(rows)
         self._check_batch(x, batch)
         if x.requires_grad and any(row.due for row in batch):
-            raise ValueError("correct_ writes in place, without gradients: call it on x.detach() or under no_grad")
+            raise ValueError(WITHOUT_GRADIENTS)
         for row in batch:
             if row.due and not row.whole:
                 row.plan = Plan(0, 0, "the row was off, or its steps were not observed, for a part of its window")

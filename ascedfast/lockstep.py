@@ -24,6 +24,7 @@ from ascedfast.upload import upload
 if TYPE_CHECKING:  # importing ascedfast needs no Triton
     from ascedfast.kernels.step_launch import StepLauncher
 
+WITHOUT_GRADIENTS = "correct_ writes in place, without gradients: call it on x.detach() or under no_grad"
 WARM_UP = "ascedfast has not been warmed up for this run: call warm_up before the capture of a CUDA graph"
 
 
@@ -79,7 +80,7 @@ class LockstepPlan:
         self.levels = upload(levels, x.device).unbind(0)
         self.shape = view(x).shape
         self.maps = (self.plan.t_c - self.plan.start - 1, rows, *view(x).shape[2:])
-        self.detect = PreparedDetection(torch.empty(self.maps, device=x.device), row.config)
+        self.detect = PreparedDetection(self.maps, x.device, row.config)
         self.keeps_own = any(two_steps for *_, two_steps in self.script)
         self.launch = self._launcher(row, x, m, upload(table, x.device))
 
@@ -218,6 +219,7 @@ class Lockstep:
         return mask
 
     def _check(self, x: Tensor) -> None:
+        """Kernels take x as it is: refuse what is no [R, C, *grid] float state of these rows on their device."""
         if not x.is_floating_point():
             raise TypeError(f"x must be of a float dtype, got {x.dtype}")
         if x.dtype == torch.float64:
@@ -228,7 +230,7 @@ class Lockstep:
                 f"x must be {tuple(self._shape)} on {device}, as the states before, got {tuple(shape)} on {x.device}"
             )
         if x.requires_grad:
-            raise ValueError("correct_ writes in place, without gradients: call it on x.detach() or under no_grad")
+            raise ValueError(WITHOUT_GRADIENTS)
 
     def _renoise_(self, x: Tensor, mask: Tensor) -> None:
         from ascedfast.kernels.renoise import renoise_

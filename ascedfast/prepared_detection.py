@@ -15,18 +15,19 @@ from ascedfast.detect import Detection, connectivity_of
 class PreparedDetection:
     """Detection in mode "fast", on banks of one shape, where Triton serves ``robust_threshold`` and ``dilate_mask``.
 
-    Args: bank: float32 [K, R, *grid] contiguous, like those of the calls.
+    Args: shape, device: of the banks, float32 [K, R, *grid] contiguous.
     """
 
-    def __init__(self, bank: Tensor, config: AscedConfig) -> None:
+    def __init__(self, shape: tuple[int, ...], device: torch.device, config: AscedConfig) -> None:
         from ascedfast.kernels import dilate_mask, label_regions, robust_threshold
 
-        maps, grid = bank[:, :, None], tuple(bank.shape[2:])
+        bank, grid = torch.empty(shape, device="meta"), tuple(shape[2:])
+        maps, flags = bank[:, :, None], bank[0]
         sizes = config.sizes(grid)
         self._threshold = robust_threshold.Thresholding(
             maps.shape,
             maps.stride(),
-            bank.device,
+            device,
             mad_scale=config.mad_scale,
             mad_floor=config.mad_floor,
             blur_sigma=sizes.blur_sigma,
@@ -40,11 +41,10 @@ class PreparedDetection:
             "max_area": sizes.max_area,
             "core_width": sizes.core_width,
         }
-        native = _backend.pick("label_regions", bank.device, config.backend) == "native"
-        self._planes = (bank.shape[1], *(1,) * (3 - len(grid)), *grid) if native else None
+        native = _backend.pick("label_regions", device, config.backend) == "native"
+        self._planes = (shape[1], *(1,) * (3 - len(grid)), *grid) if native else None
         self._label = _native_cuda.label_regions if native else label_regions.label_regions
-        flat = torch.empty(bank.shape[1:], dtype=torch.bool, device="meta")
-        self._grow = dilate_mask.Dilation(flat.shape, flat.stride(), sizes.grow)
+        self._grow = dilate_mask.Dilation(flags.shape, flags.stride(), sizes.grow)
 
     def __call__(self, bank: Tensor) -> Detection:
         """As ``detect.detect``; launched on the current stream of bank's device, which is the current one."""

@@ -17,7 +17,6 @@ from benchmarks.measurement import Bench, Cases, Measurement, sizes_of
 from benchmarks.targets import OPS
 
 WINDOW = 12
-CALLS = 16
 STATISTICS = {"mad_scale": 3.0, "mad_floor": 0.5 / 127.5, "blur_sigma": 2.0}
 OpCall = tuple[Callable[[], object], int]
 
@@ -64,16 +63,14 @@ def op_call(op: str, shape: tuple[int, ...], bench: Bench) -> OpCall:
 
 
 def _history_fill_call(shape: tuple[int, ...], bench: Bench, mask: torch.Tensor) -> OpCall:
-    """history_fill_ of one carried tensor. NotImplementedError while there is no such op."""
-    if not hasattr(ops, "history_fill_"):
-        raise NotImplementedError("ops has no history_fill_")
+    """history_fill_ of one carried tensor."""
     carried, current = (randn(shape, seed, bench.device).to(torch.bfloat16) for seed in range(2))
     return partial(ops.history_fill_, [carried], mask, current), nbytes(mask) + nbytes(carried, current) // 16
 
 
 def _over_ceiling(bench: Bench, op: str, shape: tuple[int, ...]) -> Measurement:
     call, size = op_call(op, shape, bench)
-    times, how = graph_us([call] * (1 if bench.quick else CALLS), bench.device, bench.repeats(20))
+    times, how = graph_us([call], bench.device, bench.repeats(20))
     ceiling = floor_us(bench.device, size)
     return Measurement(
         value=times.p50 / ceiling,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """P2, op by op: each op beside the same in plain torch on the same device, and beside torch.compile of that.
 
-Both are timed in graphs of many calls on the same inputs. Ops that write in place write the same values each time, and
-results are dropped, so that all calls of a graph write to the same memory: everything stays in the cache, for both.
+Both are timed in graphs of many calls on the same inputs (``graph_us``), whose results take the place of those before:
+everything stays in the cache, for both. Ops that write in place write the same values each time.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,6 @@ from benchmarks.targets import DETECTED, RIVALED, RIVALS
 
 CHANNELS = 4
 GROWTH = 5
-CALLS = 50
 
 
 def cases(bench: Bench) -> Cases:
@@ -39,9 +38,9 @@ def _against_torch(bench: Bench, op: str, rival: str, side: int) -> Measurement:
     ours, _ = op_call(op, shape, bench)
     function, arguments = _in_torch(op, shape, bench)
     theirs = function if rival == "plain" else plain.compiled(function, bench.quick)
-    repeats, count = bench.repeats(20), 1 if bench.quick else CALLS
-    ours_us, how = graph_us([_dropping(ours)] * count, bench.device, repeats)
-    theirs_us, their_how = graph_us([_dropping(partial(theirs, *arguments))] * count, bench.device, repeats)
+    repeats = bench.repeats(20)
+    ours_us, how = graph_us([ours], bench.device, repeats)
+    theirs_us, their_how = graph_us([partial(theirs, *arguments)], bench.device, repeats)
     return Measurement(
         value=ours_us.p50 / theirs_us.p50,
         shape=shape,
@@ -50,13 +49,6 @@ def _against_torch(bench: Bench, op: str, rival: str, side: int) -> Measurement:
         baseline_us=theirs_us.p50,
         note=f"timed by {how}, in cache",
     )
-
-
-def _dropping(call: Callable[[], object]) -> Callable[[], None]:
-    def run() -> None:
-        call()
-
-    return run
 
 
 def _in_torch(op: str, shape: tuple[int, ...], bench: Bench) -> tuple[Callable[..., object], tuple]:

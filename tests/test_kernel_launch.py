@@ -10,9 +10,9 @@ from ascedfast.kernels.dilate_mask import Dilation
 
 from ascedfast import _backend, reference
 
-KernelLaunch = getattr(_backend.native(), "KernelLaunch", None)
+KernelLaunch = _backend.native().KernelLaunch if _backend.has_cuda() else None
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-needs_cuda_build = pytest.mark.skipif(KernelLaunch is None, reason="the extension holds no CUDA: nvcc builds it")
+needs_cuda_build = pytest.mark.skipif(not _backend.has_cuda(), reason="the extension holds no CUDA: nvcc builds it")
 
 
 @needs_cuda_build

@@ -32,8 +32,10 @@ from ascedfast.lockstep import Lockstep, LockstepPlan
 from ascedfast.rows import Row
 
 View = Callable[[Tensor], Tensor]
-MADE_FROM = ("_internal_dict", "alphas_cumprod", "final_alpha_cumprod", "num_inference_steps", "sigmas", "timesteps")
-MADE_FROM += ("disable_corrector", "predict_x0", "tau_func")
+MADE_FROM = (
+    *("_internal_dict", "alphas_cumprod", "final_alpha_cumprod", "num_inference_steps", "sigmas", "timesteps"),
+    *("disable_corrector", "predict_x0", "tau_func"),
+)
 """Attributes of a scheduler from which a run's scalars were made."""
 HARMLESS = {"generator", "eta", "s_churn", "use_clipped_model_output"}
 """Arguments of ``step`` that change nothing in a deterministic step, where they are false or 0."""

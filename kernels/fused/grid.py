@@ -21,6 +21,11 @@ def grid_of(sizes: tuple[int, ...]) -> tuple[int, int, int]:
     return (1,) * (3 - len(sizes)) + tuple(sizes)
 
 
+def strides_of(x: Tensor, first: int) -> tuple[int, ...]:
+    """Strides in elements of the axes before the grid's and along (D, H, W); see ``grid_strides``."""
+    return (*x.stride()[:first], *grid_strides(x, first))
+
+
 def grid_strides(x: Tensor, first: int) -> tuple[int, int, int]:
     """Strides in elements along (D, H, W) of the grid axes, which start at axis ``first`` of x."""
     strides = x.stride()[first:]

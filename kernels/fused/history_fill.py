@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
+from ascedfast.kernels.grid import grid_of, offset_of, strides_of
 from ascedfast.kernels.prepared import KEPT, PreparedLaunch
 from torch import Tensor
 
@@ -121,10 +121,6 @@ def history_fill_(entries: Sequence[Tensor], mask: Tensor, current: Tensor) -> N
     if current.numel() == 0:
         return
     tensors = (current, *entries, *[entries[0]] * (MOST_ENTRIES - len(entries)))
-    strides = ((mask.stride(0), *grid_strides(mask, 1)), *(_strides(t) for t in tensors))
+    strides = (strides_of(mask, 1), *(strides_of(t, 2) for t in tensors))
     types = tuple(t.dtype for t in tensors)
     _prepared(current.shape, strides, types, len(entries), current.device)(mask, *tensors)
-
-
-def _strides(state: Tensor) -> tuple[int, ...]:
-    return state.stride(0), state.stride(1), *grid_strides(state, 2)

@@ -22,7 +22,7 @@ import math
 import torch
 import triton
 import triton.language as tl
-from ascedfast.kernels.grid import grid_of, grid_strides
+from ascedfast.kernels.grid import grid_of, strides_of
 from ascedfast.kernels.regions import CORE, gather_regions, label_band, unite_lines, unite_parts, write_regions
 from torch import Tensor
 
@@ -295,7 +295,7 @@ def label_regions(
     lines = {"LINES": 1 if depth == 1 else 2 + 2 * reach, "REACH": reach, "ROUNDS": rounds}
     core = {"CORE_WIDTH": core_width}
     sizes = (height, width, locations)
-    strides = (mask.stride(0), *grid_strides(mask, 1))
+    strides = strides_of(mask, 1)
     bits, flags = kept.view(torch.uint8), overflow.view(torch.uint8)
     seen = mask.view(torch.uint8)
     if locations <= WHOLE_ROW:

@@ -11,7 +11,7 @@ import math
 import torch
 import triton
 import triton.language as tl
-from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
+from ascedfast.kernels.grid import grid_of, offset_of, strides_of
 from ascedfast.kernels.philox import block_of_normals
 from ascedfast.kernels.prepared import KEPT, PreparedLaunch
 from torch import Tensor
@@ -133,11 +133,7 @@ def renoise_(
     if x.numel() == 0:
         return x
     tensors = (x, mask, x0, alpha, sigma, alpha if x0_noise is None else x0_noise, seeds, steps, draws)
-    strides = (
-        (x.stride(0), x.stride(1), *grid_strides(x, 2)),
-        (mask.stride(0), *grid_strides(mask, 1)),
-        (x0.stride(0), x0.stride(1), *grid_strides(x0, 2)),
-    )
+    strides = (strides_of(x, 2), strides_of(mask, 1), strides_of(x0, 2))
     types = tuple(tensor.dtype for tensor in tensors)
     _prepared(x.shape, *strides, types, x0_noise is not None, x.device)(*tensors)
     return x

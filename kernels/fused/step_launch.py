@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 import triton
 from ascedfast.kernels.launcher import Launcher
-from ascedfast.kernels.prepared import ALIGNED, launch_of, misaligned
+from ascedfast.kernels.prepared import launch_of, misaligned
 from ascedfast.kernels.step_dynamics import step_dynamics_kernel, variant
 from ascedfast.kernels.tile import WARPS
 from torch import Tensor
@@ -80,7 +80,7 @@ class StepLauncher(Launcher):
             x_next = torch.empty_like(x, dtype=state_dtype)
             own = None if own_dtype is None else torch.empty_like(x_next, dtype=own_dtype)
         x_at, m_at = x.data_ptr(), m.data_ptr()
-        key = (observe, which, misaligned(x_at, m_at) if (x_at | m_at) % ALIGNED else (), own_prev is None)
+        key = (observe, which, misaligned(x_at, m_at), own_prev is None)
         prepared = self._prepared.get(key)
         if prepared is None or not self._compiles:
             self._first(key, x, m, x0, bank, x_next, own, own_prev, step, slot)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import triton
 import triton.language as tl
-from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
+from ascedfast.kernels.grid import grid_of, offset_of, strides_of
 from torch import Tensor
 
 GROUP = 16
@@ -51,7 +51,7 @@ class Layout:
 
     def strides(self, x: Tensor) -> tuple[int, ...]:
         """(row, channel, D, H, W) in elements."""
-        return (x.stride(0), x.stride(1), *grid_strides(x, 2))
+        return strides_of(x, 2)
 
     def block(self) -> int:
         """Locations of a tile."""
