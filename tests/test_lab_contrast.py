@@ -66,7 +66,7 @@ def test_a_planted_contrast_is_recovered_at_full_size():
 
 
 def test_interval_is_fiellers():
-    contrast, hit = experiment(9.0, 1.0, 3, each=10)
+    contrast, hit = experiment(9.0, 1.0, 3, each=30)
     fitted = contrast50(contrast, hit)
     (b0, b1), v = firth_logistic(np.log(contrast), hit)
     assert fitted.value == pytest.approx(math.exp(-b0 / b1), rel=1e-6)
@@ -94,8 +94,16 @@ def test_a_slope_that_may_be_zero_leaves_every_contrast_possible():
     found = np.arange(40) % 2 == 0
     found[-1] = True
     fitted = contrast50(contrast, found)
-    assert 0 < fitted.value < math.inf
-    assert fitted[1:3] == (0.0, math.inf)
+    assert fitted[:3] == (0.0, 0.0, math.inf)
+
+
+def test_what_the_fit_says_beyond_the_contrasts_tried_is_a_bound():
+    contrast, hit = experiment(9.0, 2.5, 0)
+    weak, strong = contrast < 7, contrast > 11
+    assert contrast50(contrast[weak], hit[weak]) == (math.inf, 6.0, math.inf, 900)
+    assert contrast50(contrast[strong], hit[strong])[:3] == (0.0, 0.0, pytest.approx(12, rel=0.4))
+    few = contrast50([2.0, 4, 6, 8, 12, 16], np.array([False, True, False, True, True, False]))
+    assert few[1:3] == (0.0, math.inf)
 
 
 @given(

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from ascedfast.cli import app
 from ascedfast.lab import cli, probe, repairs, suites
 from ascedfast.lab.claims import CLAIMS, MissingResults, decide
-from ascedfast.lab.figures import Figures
+from ascedfast.lab.figures import Figures, difference_of
 from ascedfast.lab.report import claims_table, number, write_page, write_table
 from ascedfast.lab.seeds import REPORTING_START, read_looks
 from ascedfast.lab.subject import Subject, load
@@ -161,7 +162,8 @@ def test_the_full_cells_are_as_large_as_the_measures_ask():
     assert total("harm", "F5") == [1000] * 10
     assert total("t_c", "F1-W4", "0.5") == [500] * 10
     assert len({c.part for c in cells if c.suite == "t_c"}) == 9
-    assert total("natural", "F1-W4") == total("accuracy", "F1") == total("probe", "F1c") == [2000]
+    assert total("natural", "F1-W4") == total("probe", "F1c") == [2000]
+    assert total("accuracy", "F1") == [8000]  # of half of them, planted, a part persists
     assert total("evaluations", "F1-W4") == [1000] * 6
     with pytest.raises(ValueError, match="unknown suite"):
         cells_of(["nothing"], None, "full")
@@ -191,6 +193,37 @@ def test_forced_masks_are_those_of_other_samples(tmp_path, monkeypatch):
     assert bool(some.any())
     assert torch.equal(used[some], own.roll(1, 0)[some])
     assert not torch.equal(used[some], own[some])
+
+
+def test_harm_is_of_all_images_and_of_the_clean(tmp_path):
+    (cell, *_) = cells_of(["harm"], FAMILY, "small")
+    result = repairs.harm(cell, Lab(tmp_path, source="one"))
+    forced, original = (result["values"][name] for name in ("forced", "original"))
+    flags = {name: np.array([one == "1" for one in text]) for name, text in result["flags"].items()}
+    assert all(len(one) == cell.count for one in flags.values())
+    assert forced["newly defective, of the clean"] == pytest.approx(flags["forced"][~flags["original"]].mean())
+    assert forced["defect rate"] == pytest.approx(flags["forced"].mean())
+    assert original["change outside"] == 0
+    assert result["values"]["real against real"]["fd_local"] >= 0
+
+
+def test_each_seed_set_has_real_images_of_its_own(tmp_path):
+    cells = cells_of(["harm"], FAMILY, "small")
+    lab = Lab(tmp_path, source="one")
+    subject = lab.subject(FAMILY[0])
+    (first, beside), (second, _) = (repairs._real(subject, cell, lab) for cell in cells[:2])
+    assert not torch.equal(first, second)
+    assert torch.equal(beside, second)
+
+
+def test_flags_that_never_differ_leave_a_limit():
+    none = np.zeros(1000, bool)
+    found = difference_of(none, none)
+    assert found.value == 0
+    assert found.high == -found.low == pytest.approx(0.0038, abs=1e-4)
+    one = none.copy()
+    one[:50] = True
+    assert 0.03 < difference_of(one, none).low < 0.05 < difference_of(one, none).high < 0.07
 
 
 def test_a_probe_learns_a_line_and_not_noise():
@@ -230,6 +263,54 @@ def test_the_command_line_runs_resumes_and_reports(tmp_path, monkeypatch):
     done = invoke("run", "--suite", "calls", *where)
     assert done.exit_code == 2
     assert "made by other code" in done.output
+
+
+def test_several_runs_fill_one_folder(tmp_path):
+    words = [sys.executable, "-m", "ascedfast", "lab", "run", "--out", str(tmp_path), "--suite", "calls", "--family"]
+    runs = [subprocess.Popen([*words, name], stderr=subprocess.PIPE, text=True) for name in ("toy", "toy-blend", "toy")]
+    for run in runs:
+        assert run.wait() == 0, run.stderr.read()
+        run.stderr.close()
+    assert len(list((tmp_path / "calls").glob("Cell-*.json"))) == 2
+    assert len(read_results(tmp_path, ["toy", "toy-blend"], "small", suites.source_hash(), ["calls"])) == 2
+    assert {look["cell"].split()[0] for look in read_looks(tmp_path / "looks.jsonl")} == {"toy", "toy-blend"}
+    assert json.loads((tmp_path / "batch.json").read_text()) == 500
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+
+
+def test_damaged_files_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, "source_hash", lambda: "two")
+    where = ("--family", "toy", "--size", "small", "--out", tmp_path, "--benchmarks", tmp_path)
+    assert invoke("run", "--suite", "calls", *where[:6]).exit_code == 0
+    (path,) = (tmp_path / "calls").glob("Cell-*.json")
+    whole = json.loads(path.read_text())
+    for text in (
+        path.read_text()[:200],
+        json.dumps(whole | {"result": []}),
+        json.dumps(whole | {"result": {"figures": [{"measure": "x"}]}}),
+        json.dumps(whole | {"result": {"flags": ["01"]}}),
+    ):
+        path.write_text(text)
+        done = invoke("report", *where)
+        assert done.exit_code == 2
+        assert "moveitaway" in "".join(done.output.split())  # lines are broken anywhere
+    path.write_text(json.dumps(whole))
+    (tmp_path / "parity.json").write_text("{")
+    assert "parity.jsonisnoJSON" in "".join(invoke("report", *where).output.split())
+    (tmp_path / "parity.json").unlink()
+    (tmp_path / "batch.json").write_text("")
+    assert "batch.jsonisnoJSON" in "".join(invoke("run", "--suite", "calls", *where[:6]).output.split())
+
+
+def test_the_weights_of_a_folder_are_part_of_its_source(tmp_path):
+    assert suites.source_of("F1", "one") == suites.source_of(str(tmp_path), "one") == "one"
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "net.safetensors").write_bytes(b"1")
+    before = suites.source_of(str(tmp_path), "one")
+    (tmp_path / "samples.png").write_bytes(b"1")
+    assert suites.source_of(str(tmp_path), "one") == before != suites.source_of(str(tmp_path), "two")
+    (tmp_path / "net.safetensors").write_bytes(b"2")
+    assert suites.source_of(str(tmp_path), "one") != before
 
 
 def test_a_folder_of_a_pipeline_is_measured_as_far_as_it_goes(tmp_path):

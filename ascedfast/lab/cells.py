@@ -144,9 +144,13 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
         if not {"cell", "source", "result"} <= entry.keys():
-            raise ValueError("keys are missing")
+            raise ValueError("cell, source or result is missing")
+        if not isinstance(entry["result"], dict):
+            raise ValueError("the result is no object")
     except (ValueError, AttributeError) as error:
-        raise StaleResultError(f"{path} is no result of a cell: {error}") from error
+        raise StaleResultError(
+            f"{path} is no result of a cell ({error}): move it away, and the cell is computed anew"
+        ) from error
     return entry
 
 

@@ -331,7 +331,10 @@ def c10(folder: Path | None) -> dict[str, Any]:
     command = "python -m benchmarks --save"
     files = [] if folder is None else sorted(folder.glob("*.json"))
     for path in files:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            loaded = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON ({error}): move it away, or save the benchmarks again") from error
         if not isinstance(loaded, list):
             continue
         records = {entry["id"]: entry for entry in loaded if isinstance(entry, dict) and "id" in entry}

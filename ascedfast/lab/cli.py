@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """``ascedfast lab``: run suites, write the report, decide the claims. Heavy imports wait until a command runs."""
 
+import contextlib
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -89,12 +92,29 @@ def run(
 
 
 def _keep_batch(out: Path, batch: int) -> None:
-    """Results of two batch sizes must not meet in one folder: permuted masks come from the next row of the batch."""
+    """Results of two batch sizes must not meet in one folder: permuted masks come from the next row of the batch.
+
+    Several runs may begin in one folder at once."""
     file = out / "batch.json"
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else batch
+    if not file.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=out, prefix=".batch-", delete=False) as new:
+            new.write(json.dumps(batch))
+        os.chmod(new.name, 0o644)
+        with contextlib.suppress(FileExistsError):
+            os.link(new.name, file)  # of several, the first
+        os.unlink(new.name)
+    kept = _read(file)
     if kept != batch:
         fail(f"the results in {out} were computed with --batch {kept}: use that, or another folder for --batch {batch}")
-    file.write_text(json.dumps(batch), encoding="utf-8")
+
+
+def _read(path: Path) -> Any:
+    """The JSON in a file, or an exit with words."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        fail(f"{path} is no JSON ({error}): move it away and make it again")
 
 
 def _figures(out: Path, families: list[str] | None, size: str) -> Any:
@@ -121,7 +141,7 @@ def _parity(out: Path, wanted: bool) -> dict[str, Any] | None:
         except NoCheckout as error:
             fail(str(error))
         path.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return _read(path) if path.exists() else None
 
 
 @app.command()
@@ -175,6 +195,8 @@ def report(
     verdicts, cases, notes = None, None, [f"Size {size}."]
     try:
         verdicts, cases = decide(figures, size, family or None, benchmarks=benchmarks, parity=_parity(out, False))
+    except ValueError as error:
+        fail(str(error))
     except MissingResults as error:
         notes.append(f"No verdicts: {error}")
     figures.save(out / "figures.json")

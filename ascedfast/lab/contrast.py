@@ -21,7 +21,8 @@ def contrast50(contrast: ArrayLike, found: ArrayLike, confidence: float = CONFID
         contrast: [n], > 0, in the unit of the answer. found: bool [n].
     Returns: n plants. When none was found: value inf, interval from the largest contrast to inf; when all were: value
         0, interval from 0 to the smallest contrast; the figure then lies beyond the contrasts tried. When recall does
-        not rise with contrast: value NaN, interval 0 to inf.
+        not rise with contrast: value NaN, interval 0 to inf. A fitted value or an end of the interval beyond the
+        contrasts tried is not given as a figure: it becomes inf, or 0, and the other end stays within them.
     Raises: ValueError.
     """
     contrast, found = np.asarray(contrast, dtype=float), np.asarray(found)
@@ -42,8 +43,21 @@ def contrast50(contrast: ArrayLike, found: ArrayLike, confidence: float = CONFID
     if b1 <= 0:
         return Estimate(math.nan, 0.0, math.inf, n)
     low, high = _fieller(b0, b1, covariance, stats.norm.ppf((1 + confidence) / 2))
-    back = [float(np.exp(centre + spread * x)) if math.isfinite(x) else x for x in (-b0 / b1, low, high)]
-    return Estimate(back[0], 0.0 if low == -math.inf else back[1], back[2], n)
+    return _within(*(_exp(centre + spread * x) for x in (-b0 / b1, low, high)), contrast, n)
+
+
+def _within(value: float, low: float, high: float, contrast: NDArray, n: int) -> Estimate:
+    """What the fit says beyond the contrasts tried is a bound, not a figure."""
+    least, most = float(contrast.min()), float(contrast.max())
+    if value > most:
+        return Estimate(math.inf, min(low, most) if low >= least else 0.0, math.inf, n)
+    if value < least:
+        return Estimate(0.0, 0.0, max(high, least) if high <= most else math.inf, n)
+    return Estimate(value, low if low >= least else 0.0, high if high <= most else math.inf, n)
+
+
+def _exp(x: float) -> float:
+    return float(np.exp(min(x, 700.0))) if x < math.inf else x
 
 
 def firth_logistic(x: NDArray, found: NDArray) -> tuple[NDArray, NDArray]:

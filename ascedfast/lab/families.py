@@ -280,6 +280,15 @@ class Model:
         images = data.load(self.family.data).held_out.images
         return images[torch.arange(offset, offset + count) % len(images)].to(self.device)
 
+    def reference(self, count: int, offset: int = 0) -> Tensor:
+        """Real images in [-1, 1] that drawn ones are compared with. Emoji, of which too few are held out: draws with
+        repetition from those trained on, as often as each is drawn in training; of another offset, other draws."""
+        train = data.load(self.family.data).train
+        if train.weights is None:
+            return self.real(count, offset)
+        generator = torch.Generator().manual_seed(offset)
+        return train.images[torch.multinomial(train.weights, count, True, generator=generator)].to(self.device)
+
     def features(self, images: Tensor) -> Tensor:
         """[n, C, H, W] -> [n, 128]: of the data's extractor. Raises: MissingWeightsError."""
         from ascedfast.lab.extractors import extract
@@ -294,8 +303,10 @@ class Model:
         if self.family.data == "glyphs32":
             verdict = glyphs.judge(images)
             return verdict.cells.flatten(1).sum(1).float(), verdict.locations[:, 0]
-        distances = _judge(self.family.data, self.root, self.device)
-        score, cells = distances.defects(images)
+        judge = _judge(self.family.data, self.root, self.device)
+        if isinstance(judge, ValueError):
+            raise judge
+        score, cells = judge.defects(images)
         side = self.shape[-1] // cells.shape[-1]
         return score, cells.repeat_interleave(side, 1).repeat_interleave(side, 2)
 
@@ -319,6 +330,10 @@ def _extractor(source: str, root: Path, device: torch.device) -> nn.Module:
 
 @functools.lru_cache(maxsize=8)
 def _judge(source: str, root: Path, device: torch.device) -> Any:
-    from ascedfast.lab.judge import PatchJudge
+    """The frozen judge, or why it may not be used: found out once."""
+    from ascedfast.lab.judge import PatchJudge, UnfitJudgeError
 
-    return PatchJudge.load(source, root, device)
+    try:
+        return PatchJudge.load(source, root, device)
+    except UnfitJudgeError as error:
+        return error

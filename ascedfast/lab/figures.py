@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ascedfast.lab.statistics import Estimate, paired_bootstrap, seed_set_interval, wilson
-from ascedfast.lab.suites import Cell, Result, command_of
+from ascedfast.lab.suites import Cell, Result, command_of, source_of
 
 BASES = ("original", "state replacement", "score clipping", "permuted", "rolled")
 """Runs that the others of a seed set are compared with, where they are there."""
@@ -87,7 +87,8 @@ class Figures:
         seeds = (min(cell.start for cell in cells), max(cell.start + cell.count for cell in cells))
         command = command_of([one.suite], [one.family], one.size)
         where = (one.suite, one.family, one.part)
-        return Figure(*where, measure, run, *estimate, seeds, tuple(settings), self.source, command)
+        source = source_of(one.family, self.source)
+        return Figure(*where, measure, run, *estimate, seeds, tuple(settings), source, command)
 
     def _own(self) -> Iterator[Figure]:
         for cell, result in self.results.items():
@@ -125,9 +126,18 @@ class Figures:
             yield self._make(cells, "defect rate", run, wilson(int(one.sum()), len(one)))
             for base in BASES:
                 if base in flags and run != base:
-                    difference = one.astype(float) - flags[base]
-                    name = f"defect rate less {base}'s"
-                    yield self._make(cells, name, run, paired_bootstrap(np.mean, difference))
+                    yield self._make(cells, f"defect rate less {base}'s", run, difference_of(one, flags[base]))
+
+
+def difference_of(one: np.ndarray, base: np.ndarray) -> Estimate:
+    """Rate of flags bool [n] less that of the same images' others; paired bootstrap.
+
+    Where no image differs, a bootstrap would give no width: then Wilson's limit for 0 of n, both ways."""
+    difference = one.astype(float) - base
+    if difference.any():
+        return paired_bootstrap(np.mean, difference)
+    most = wilson(0, len(one)).high
+    return Estimate(0.0, -most, most, len(one))
 
 
 def joined_flags(sets: list[tuple[Cell, Result]]) -> dict[str, np.ndarray]:

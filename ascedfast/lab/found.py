@@ -20,6 +20,7 @@ from ascedfast.lab.sampling import start_noise
 from ascedfast.lab.statistics import (
     Estimate,
     auroc,
+    auroc_of_counts,
     bootstrap_of_means,
     count_scores,
     iou,
@@ -43,8 +44,8 @@ def figure(measure: str, run: str, estimate: Estimate) -> dict[str, Any]:
 class Rows(NamedTuple):
     """Planted rows as a detector saw them.
 
-    z: float32 [n, H, W]; severity, iou: float64 [n], of each detector by name. boxes: bool [n, H, W]. contrast, levels:
-    float64 [n], at planting and in the final image."""
+    z: float32 [n, H, W], on the run's device; severity, iou: float64 [n], of each detector by name. boxes: bool
+    [n, H, W]. contrast, levels: float64 [n], at planting and in the final image."""
 
     z: dict[str, Tensor]
     severity: dict[str, np.ndarray]
@@ -57,14 +58,14 @@ class Rows(NamedTuple):
 Scorer = Callable[[Prefix, Tensor], Found]
 
 
-def scorers(subject: Subject, lab: Lab, family: str) -> dict[str, Scorer]:
+def scorers(subject: Subject, lab: Lab, cell: Cell) -> dict[str, Scorer]:
     """Every detector that this subject allows, by name."""
     made: dict[str, Scorer] = {
         mode: lambda prefix, images, config=config: detectors.by_mode(subject.schedule, prefix, config)
         for mode, config in CONFIGS.items()
     }
     scores = {"final variance": detectors.final_variance, "trajectory variance": detectors.trajectory_variance}
-    for name, score in (scores | more_detectors(subject, lab, family)).items():
+    for name, score in (scores | more_detectors(subject, lab, cell)).items():
         made[name] = lambda prefix, images, score=score: _with_scores(score(prefix, images))
     return made
 
@@ -74,14 +75,14 @@ def _with_scores(scores: Tensor) -> Found:
     return found._replace(z=scores.float(), severity=(scores.double() * found.mask).flatten(1).mean(1))
 
 
-def more_detectors(subject: Subject, lab: Lab, family: str) -> dict[str, detectors.Detector]:
+def more_detectors(subject: Subject, lab: Lab, cell: Cell) -> dict[str, detectors.Detector]:
     """Laplace where the subject shows its last layer and has real data; the stand-in, trained on another data set."""
-    key = ("detectors", family)
+    key = ("detectors", cell.family, cell.size)
     if key not in lab.cache:
         lab.cache[key] = {}
         with contextlib.suppress(MissingAbility):
             lab.cache[key]["laplace"] = _laplace(subject).detector(subject)
-        lab.cache[key][STAND_IN] = stand_in(lab, TRAINED_ON.get(family, "F3")).detector()
+        lab.cache[key][STAND_IN] = stand_in(lab, TRAINED_ON.get(cell.family, "F3"), cell.size).detector()
     return lab.cache[key]
 
 
@@ -96,24 +97,27 @@ def _laplace(subject: Subject) -> LastLayerLaplace:
     return laplace
 
 
-def stand_in(lab: Lab, family: str) -> Segmenter:
+def stand_in(lab: Lab, family: str, size: str) -> Segmenter:
     """The segmenter trained on tuning seeds of one family's traps; trained once a process."""
-    key = ("segmenter", family)
+    key = ("segmenter", family, size)
     if key not in lab.subjects:
         subject = lab.subject(family)
-        small = family.startswith("toy")
-        planted = plant_rows(subject, lab.tuning(64 if small else 1024, 50_000), "trap-after")
-        grid = planted.images.shape[-2:]
-        masks = torch.nn.functional.interpolate(planted.boxes[:, None].float(), size=grid)[:, 0] > 0
-        shown = planted.levels >= 2
-        net = train_segmenter(planted.images[shown], masks[shown], iterations=40 if small else 600)
+        small = size == "small"
+        images, masks = [], []
+        for seeds in lab.batches(lab.tuning(64 if small else 1024, 50_000)):
+            planted = plant_rows(subject, seeds, "trap-after")
+            grid, shown = planted.images.shape[-2:], planted.levels >= 2
+            boxes = torch.nn.functional.interpolate(planted.boxes[:, None].float(), size=grid)[:, 0] > 0
+            images.append(planted.images[shown])
+            masks.append(boxes[shown])
+        net = train_segmenter(torch.cat(images), torch.cat(masks), iterations=40 if small else 600)
         lab.subjects[key] = net
     return lab.subjects[key]
 
 
 def _gather(cell: Cell, lab: Lab, kind: str, side: str, ground: str) -> Rows:
     subject = lab.subject(cell.family)
-    using = scorers(subject, lab, cell.family)
+    using = scorers(subject, lab, cell)
     z: dict[str, list] = {name: [] for name in using}
     severity: dict[str, list] = {name: [] for name in using}
     overlap: dict[str, list] = {name: [] for name in using}
@@ -124,7 +128,7 @@ def _gather(cell: Cell, lab: Lab, kind: str, side: str, ground: str) -> Rows:
             continue
         for name, scorer in using.items():
             found = scorer(planted.prefix, planted.images)
-            z[name].append(found.z.float().cpu())
+            z[name].append(found.z.float())
             severity[name].append(found.severity.cpu())
             overlap[name].append(iou(found.mask.cpu().numpy(), planted.boxes.cpu().numpy()))
         boxes.append(planted.boxes.cpu())
@@ -152,7 +156,7 @@ def null_severities(cell: Cell, lab: Lab, count: int) -> dict[str, np.ndarray]:
 
 def _nulls(cell: Cell, lab: Lab, seeds: range) -> dict[str, np.ndarray]:
     subject = lab.subject(cell.family)
-    using = scorers(subject, lab, cell.family)
+    using = scorers(subject, lab, cell)
     found: dict[str, list] = {name: [] for name in using}
     for part in lab.batches(seeds):
         prefix = watch(subject, part)
@@ -193,15 +197,16 @@ def detected(
     the bootstrap."""
     figures = []
     pools = {}
-    boxes = rows.boxes[torch.from_numpy(chosen)]
-    for name, z in rows.z.items():
-        pools[name] = count_scores(z[torch.from_numpy(chosen)].numpy(), boxes.numpy())
+    picked = torch.from_numpy(chosen)
+    boxes = rows.boxes[picked]
+    for name in sorted(rows.z, key=lambda name: name != "final variance"):  # first what others are compared with
+        z = rows.z[name][picked.to(rows.z[name].device)]
+        pools[name] = count_scores(z, boxes)
         figures.append(figure(f"pixel auroc{suffix}", name, pooled_auroc(pools[name], draws=draws)))
         if name in CONFIGS:
-            control = count_scores(z[torch.from_numpy(chosen)].numpy(), boxes.roll(1, 0).numpy())
-            found = pooled_auroc(control, draws=draws)
+            found = pooled_auroc(count_scores(z, boxes.roll(1, 0)), draws=draws)
             figures.append(figure(f"pixel auroc, boxes permuted{suffix}", name, found))
-            less = pooled_auroc(pools[name], pooled_variance(pools, rows, chosen, boxes), draws=draws)
+            less = pooled_auroc(pools[name], pools["final variance"], draws=draws)
             figures.append(figure(f"pixel auroc less final variance{suffix}", name, less))
         severity, overlap = rows.severity[name][chosen], rows.iou[name][chosen]
         # Nulls and plants are other images: each class is resampled on its own.
@@ -223,27 +228,22 @@ def detected(
     return figures
 
 
-def pooled_variance(pools: dict, rows: Rows, chosen: np.ndarray, boxes: Tensor):
-    if "final variance" not in pools:
-        pools["final variance"] = count_scores(
-            rows.z["final variance"][torch.from_numpy(chosen)].numpy(), boxes.numpy()
-        )
-    return pools["final variance"]
-
-
 def two_sample_auroc(positive: np.ndarray, negative: np.ndarray, draws: int = 500, seed: int = 0) -> Estimate:
     """AUROC of two independent samples; each is resampled on its own. n: the smaller of the two."""
     generator = np.random.default_rng(seed)
+    _, level = np.unique(np.concatenate([positive, negative]), return_inverse=True)
+    width = int(level.max()) + 1
 
-    def value(a: np.ndarray, b: np.ndarray) -> float:
-        return auroc(np.concatenate([a, b]), np.arange(len(a) + len(b)) < len(a))
+    def counts(own: np.ndarray) -> np.ndarray:
+        """[draws, width], of resamples of a class."""
+        picked = own[generator.integers(0, len(own), (draws, len(own)))] + width * np.arange(draws)[:, None]
+        return np.bincount(picked.ravel(), minlength=draws * width).reshape(draws, width).astype(float)
 
-    values = [
-        value(generator.choice(positive, len(positive)), generator.choice(negative, len(negative)))
-        for _ in range(draws)
-    ]
+    values = auroc_of_counts(counts(level[: len(positive)]), counts(level[len(positive) :]))
     low, high = np.quantile(values, [0.025, 0.975])
-    return Estimate(value(positive, negative), float(low), float(high), min(len(positive), len(negative)))
+    labels = np.arange(len(positive) + len(negative)) < len(positive)
+    value = auroc(np.concatenate([positive, negative]), labels)
+    return Estimate(value, float(low), float(high), min(len(positive), len(negative)))
 
 
 def calibration(cell: Cell, lab: Lab) -> dict[str, Any]:

@@ -81,13 +81,10 @@ class PatchJudge:
         if bool(images.isnan().any()):
             raise ValueError("an image holds NaN")
         queries = self._whitened(self._embed(images.to(self.bank.device))).transpose(0, 1)  # [64, n, d]
-        nearest = []
-        for query, bank in zip(queries, self.bank, strict=True):
-            parts = [
-                torch.stack([_distance(rows, part).amin(1) for part in bank.split(BANK_CHUNK)]).amin(0)
-                for rows in query.contiguous().split(IMAGE_CHUNK)
-            ]
-            nearest.append(torch.cat(parts))
+        nearest = [
+            torch.cat([_nearest(rows, bank) for rows in query.split(IMAGE_CHUNK)])
+            for query, bank in zip(queries, self.bank, strict=True)
+        ]
         return torch.stack(nearest, 1).unflatten(1, (PatchNet.GRID, PatchNet.GRID)).to(images.device)
 
     def defects(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,9 +247,16 @@ def denoising_error(model: Model, images: Tensor, at: Sequence[float] = DENOISED
     return total
 
 
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    # By matrix products, which a GPU may round to 10 bits, small distances would be noise.
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+def _nearest(rows: Tensor, bank: Tensor) -> Tensor:
+    """Distance of each row [n, d] to the nearest of the bank [m, d]: float32 [n].
+
+    |r|^2 - 2*r.b + |b|^2, in float64, whose products no GPU rounds to 10 bits: float32 would do neither well."""
+    rows = rows.double()
+    least = [
+        torch.addmm(part.square().sum(1), rows, part.T, alpha=-2).amin(1)
+        for part in (piece.double() for piece in bank.split(BANK_CHUNK))
+    ]
+    return (torch.stack(least).amin(0) + rows.square().sum(1)).clamp(min=0).sqrt().float()
 
 
 def _displaced(images: Tensor, y: int, x: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ascedfast.lab.corrections import CONFIGS, Prefix, finish, t_c_of, watch
@@ -19,8 +20,9 @@ from ascedfast.lab.subject import Subject, ability
 class Planted(NamedTuple):
     """Rows that were planted, beside their twins. Images [R, C, H, W]; boxes as masks bool [R, H, W] at the grid.
 
-    contrast, levels: float64 [R], ``docs/measures.md``'s contrast and the same of the final images. kept: the rows of
-    the seeds that found a place on the wanted ground."""
+    contrast, levels: float64 [R], ``docs/measures.md``'s contrast, and the difference of the final images that decides
+    the outcome, in grey levels whatever the state. kept: the rows of the seeds that found a place on the wanted
+    ground."""
 
     prefix: Prefix
     images: Tensor
@@ -80,15 +82,10 @@ def plant_rows(
     clean = torch.stack([twin.x0[min(plant.read_at - first, t_c - 1), kept[i]] for i, plant in enumerate(plants)])
     final = finish(subject, prefix)
     scale = scale_of(subject, twin.x)
-    return Planted(
-        prefix,
-        subject.decode(final),
-        subject.decode(twin.x[rows]),
-        masks,
-        rms_difference(seen, clean, masks, **scale),
-        rms_difference(final, twin.x[rows], masks, **scale),
-        tuple(kept),
-    )
+    images, twins = subject.decode(final), subject.decode(twin.x[rows])
+    shown = F.interpolate(masks[:, None].float(), size=images.shape[-2:])[:, 0] > 0
+    levels = rms_difference(images, twins, shown)
+    return Planted(prefix, images, twins, masks, rms_difference(seen, clean, masks, **scale), levels, tuple(kept))
 
 
 def scale_of(subject: Subject, finals: Tensor) -> dict[str, Any]:
@@ -104,8 +101,8 @@ def watch_t_c(subject: Subject, first: int) -> int:
 
 
 def stroke_step(subject: Subject) -> int:
-    """Where strokes start: seven steps before T_c, or as early as there are steps."""
-    return max(1, watch_t_c(subject, 0) - 7)
+    """Where strokes start: five steps before T_c, or as early as there are steps. Earlier, a model hardly sees them."""
+    return max(1, watch_t_c(subject, 0) - 5)
 
 
 def held_out(subject: Subject, seeds: Sequence[int]) -> Tensor:

@@ -2,6 +2,7 @@
 """What is repaired: corrections compared, diversity, the time of the correction, harm, evaluations, calls."""
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,9 @@ from ascedfast.lab.corrections import (
 from ascedfast.lab.distributions import fd_local, kid_local, precision_recall
 from ascedfast.lab.found import figure, more_detectors
 from ascedfast.lab.regions import change_outside, diversity_inside, mean_pairwise_distance, seam_energy
+from ascedfast.lab.seeds import REPORTING_START
 from ascedfast.lab.statistics import Estimate, paired_bootstrap, wilson
-from ascedfast.lab.steps import judged
+from ascedfast.lab.steps import judged, second_judge
 from ascedfast.lab.subject import MissingAbility, Subject, ability, in_chunks
 from ascedfast.lab.suites import Cell, Lab
 
@@ -84,20 +86,25 @@ def distances(real: Tensor, drawn: Tensor, n: int) -> dict[str, float]:
     return found
 
 
-def _real(subject: Subject, cell: Cell, lab: Lab) -> tuple[Tensor, Tensor]:
-    """Two sets of real features of the cell's size: one to compare with, one for real against real."""
-    real = ability(subject, "real")
-    return tuple(features(subject, real(cell.count, k * cell.count)).cpu() for k in (0, 1))
+def _real(subject: Subject, cell: Cell, lab: Lab, which: Sequence[int] = (0, 1)) -> list[Tensor]:
+    """Sets of real features of the cell's size: the seed set's own to compare with, the next for real against real."""
+    images = getattr(subject, "reference", None) or ability(subject, "real")
+    own = (cell.start - REPORTING_START) // cell.count
+    return [features(subject, images(cell.count, (own + k) * cell.count)).to(lab.device) for k in which]
 
 
-def _device(lab: Lab, *tensors: Tensor) -> list[Tensor]:
-    return [tensor.to(lab.device) for tensor in tensors]
+def _values(kept: Mapping[str, _Collected], real: Tensor, other: Tensor) -> dict[str, dict[str, float]]:
+    """Figures of each run, and of real against real, of the same n."""
+    for one in kept.values():
+        one.features = [part.to(real.device) for part in one.features]
+    values = {name: one.values(real, len(real)) for name, one in kept.items()}
+    return values | {"real against real": distances(real, other, len(real))}
 
 
 def corrections(cell: Cell, lab: Lab) -> dict[str, Any]:
     """One seed set through every run. Features may be kept beside the results, in float16; images are not."""
     subject = lab.subject(cell.family)
-    more = more_detectors(subject, lab, cell.family)
+    more = more_detectors(subject, lab, cell)
     runs = (*RUNS, *more)
     kept: dict[str, _Collected] = {name: _Collected() for name in runs}
     for seeds in lab.batches(lab.seeds(cell)):
@@ -106,12 +113,7 @@ def corrections(cell: Cell, lab: Lab) -> dict[str, Any]:
         for name, result in compare(subject, prefix, runs, more=more):
             original = result.images if original is None else original
             kept[name].add(subject, result, original)
-    real, other = _device(lab, *_real(subject, cell, lab))
-    values = {}
-    for name, one in kept.items():
-        one.features = [part.to(lab.device) for part in one.features]
-        values[name] = one.values(real, cell.count)
-    values["real against real"] = distances(real, other, cell.count)
+    values = _values(kept, *_real(subject, cell, lab))
     if lab.keep_features:
         folder = lab.folder / "features"
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,45 +176,43 @@ def timing(cell: Cell, lab: Lab) -> dict[str, Any]:
                 original = result.images
                 judged(subject, original[:2])  # without a judge there is nothing to measure
             kept[name].add(subject, result, original)
-    real = None
-    if getattr(subject, "real", None) is not None and getattr(subject, "features", None) is not None:
-        real = _real(subject, cell, lab)[0]
-    values = {name: one.values(real, cell.count) for name, one in kept.items()}
     level = subject.schedule.after[t_c - 1]
     logsnr = 2 * float(np.log(max(level[0], 1e-12) / max(level[1], 1e-12)))
     return {
-        "values": values,
+        "values": _values(kept, *_real(subject, cell, lab)),
         "flags": {name: one.flags() for name, one in kept.items()},
         "series": {"t_c": t_c, "share": t_c / steps, "logsnr": logsnr},
     }
 
 
 def harm(cell: Cell, lab: Lab) -> dict[str, Any]:
-    """Masks of other samples forced on images that the judge calls clean: what they break."""
+    """Masks of other samples forced on null images. Defect rate and distances are those of all images: among images
+    chosen for having no defect, whatever is drawn anew has more. What becomes of those stands beside it."""
     subject = lab.subject(cell.family)
     ability(subject, "defects")
     kept = {name: _Collected() for name in ("original", "forced")}
+    clean: list[Tensor] = []
     for seeds in lab.batches(lab.seeds(cell)):
         prefix = watch(subject, seeds)
         first = finish(subject, prefix)
         original = subject.decode(first)
-        found = detectors.by_mode(subject.schedule, prefix, CONFIGS["official"]).grown
-        clean = ~judged(subject, original)[0]
-        # Only the clean rows take a mask: the next sample's, whether that is clean or not.
-        mask = permuted(found) & clean[:, None, None]
-        x = renoise(subject, prefix, mask, PERTURBATION)
-        final = finish(subject, prefix, x, mask=mask, original=first)
+        clean.append(~judged(subject, original)[0].cpu())
+        mask = permuted(detectors.by_mode(subject.schedule, prefix, CONFIGS["official"]).grown)
+        final = finish(subject, prefix, renoise(subject, prefix, mask, PERTURBATION), mask=mask, original=first)
         for name, images, states in (("original", original, first), ("forced", subject.decode(final), final)):
-            kept[name].add(subject, Repaired(images[clean], states[clean], mask[clean]), original[clean])
-    values = {}
-    real = _real(subject, cell, lab)[0].to(lab.device)
-    for name, one in kept.items():
-        one.features = [part.to(lab.device) for part in one.features]
-        n = sum(map(len, one.features))
-        if n < 8:
-            raise MissingAbility(f"{cell.family}: {n} clean images are too few")
-        values[name] = one.values(real[:n], n)
+            kept[name].add(subject, Repaired(images, states, mask), original)
+    values = _values(kept, *_real(subject, cell, lab))
+    chosen = torch.cat(clean)
+    if bool(chosen.any()):
+        values["forced"]["newly defective, of the clean"] = float(_share(kept["forced"].defective, chosen))
+        if kept["forced"].numbers["change outside"]:
+            change = torch.cat(kept["forced"].numbers["change outside"])[chosen]
+            values["forced"]["change outside, of the clean"] = float(change[change.isfinite()].mean())
     return {"values": values, "flags": {name: one.flags() for name, one in kept.items()}}
+
+
+def _share(parts: Sequence[Tensor], chosen: Tensor) -> Tensor:
+    return torch.cat(list(parts))[chosen].double().mean()
 
 
 def evaluations(cell: Cell, lab: Lab) -> dict[str, Any]:
@@ -220,15 +220,21 @@ def evaluations(cell: Cell, lab: Lab) -> dict[str, Any]:
     subject = ability(lab.subject(cell.family), "with_steps")(cell["steps"])
     ability(subject, "defects")
     defective: list[Tensor] = []
+    second, others = second_judge(lab, cell.family), []
     flagged: dict[str, list[Tensor]] = {mode: [] for mode in CONFIGS}
     for seeds in lab.batches(lab.seeds(cell)):
         prefix = watch(subject, seeds)
         images = subject.decode(finish(subject, prefix))
         defective.append(judged(subject, images)[0].cpu())
+        if second is not None:
+            others.append(second(images)[0].cpu())
         for mode, config in CONFIGS.items():
             flagged[mode].append((detectors.by_mode(subject.schedule, prefix, config).severity > 0).cpu())
     one = torch.cat(defective)
     figures = [figure("defect rate", "original", wilson(int(one.sum()), len(one)))]
+    if others:
+        rate = wilson(int(torch.cat(others).sum()), len(one))
+        figures.append(figure("defect rate, second judge", "original", rate))
     for mode, parts in flagged.items():
         figures.append(figure("flagged, own threshold", mode, wilson(int(torch.cat(parts).sum()), len(one))))
     return {"figures": figures, "flags": {"original": "".join("01"[int(flag)] for flag in one)}}

@@ -4,13 +4,16 @@
 Arrays are numpy arrays or CPU tensors; computed in float64. Nothing is random but the bootstrap, which is seeded.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from torch import Tensor
 
 CONFIDENCE = 0.95
 BOOTSTRAP_DRAWS = 2000
@@ -60,26 +63,44 @@ def count_scores(scores: ArrayLike, positive: ArrayLike, levels: int = 1024) -> 
     """Count each image's positives and negatives in levels of equal size of all scores.
 
     Args:
-        scores: [n, ...]; one image a row, NaN is refused. positive: bool, the same shape.
+        scores: [n, ...]; one image a row, NaN is refused. positive: bool, the same shape. Both may be tensors, the
+            scores on any device: what is heavy is done there.
         levels: at most so many; scores in one level count as equal. Where there are no more distinct scores than
             levels, each has its own and nothing is lost.
     Returns: counts, both float64 [n, levels], lowest scores first.
     Raises: ValueError as ``auroc``.
     """
-    scores, positive = _scores_and_labels(scores, positive)
-    scores, positive = scores.reshape(len(scores), -1), positive.reshape(len(positive), -1)
-    distinct = np.unique(scores)
-    starts = distinct
-    if distinct.size > levels:
-        starts = np.unique(np.quantile(scores, np.arange(levels) / levels, method="lower"))
-    level = np.searchsorted(starts, scores, side="right") - 1
-    level += np.arange(len(scores))[:, None] * len(starts)
+    scores, positive = torch.as_tensor(scores), torch.as_tensor(positive)
+    if positive.dtype != torch.bool or scores.shape != positive.shape:
+        raise ValueError(
+            f"positive must be bool of the scores' shape {tuple(scores.shape)}, got {positive.dtype} "
+            f"{tuple(positive.shape)}"
+        )
+    if bool(scores.isnan().any()):
+        raise ValueError("a score is NaN")
+    if bool(positive.all()) or not bool(positive.any()):
+        raise ValueError("an AUROC needs positives and negatives")
+    scores, positive = scores.flatten(1), positive.to(scores.device).flatten(1)
+    ordered = _sorted(scores)
+    starts = ordered.unique_consecutive()
+    if len(starts) > levels:
+        at = np.floor((len(ordered) - 1) * (np.arange(levels) / levels)).astype(np.int64)
+        starts = ordered[torch.from_numpy(at).to(ordered.device)].unique_consecutive()
+    level = torch.bucketize(scores, starts, right=True) - 1
+    level += torch.arange(len(scores), device=scores.device)[:, None] * len(starts)
     shape = (len(scores), len(starts))
 
-    def count(which: NDArray[np.bool_]) -> NDArray[np.float64]:
-        return np.bincount(level[which], minlength=shape[0] * shape[1]).reshape(shape).astype(float)
+    def count(which: Tensor) -> NDArray[np.float64]:
+        return torch.bincount(level[which], minlength=shape[0] * shape[1]).reshape(shape).double().cpu().numpy()
 
     return PooledScores(count(positive), count(~positive))
+
+
+def _sorted(scores: Tensor) -> Tensor:
+    """All scores in ascending order, [n]. On a CPU by numpy, which is faster."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(np.sort(scores.numpy(), axis=None))
+    return scores.flatten().sort().values
 
 
 def auroc_of_counts(positive: NDArray, negative: NDArray) -> NDArray:
@@ -124,8 +145,12 @@ def threshold_at_rate(null: ArrayLike, rate: float) -> float:
     null = np.sort(_vector(null, "null"))
     if not 0 <= rate < 1:
         raise ValueError(f"rate must lie in [0, 1), got {rate}")
-    allowed = math.floor(rate * null.size + 1e-9)  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 is 28.999999999999996
-    return float(null[null.size - 1 - allowed])
+    return float(null[null.size - 1 - _allowed(null.size, rate)])
+
+
+def _allowed(n: int, rate: float) -> int:
+    """How many of n may be flagged."""
+    return math.floor(rate * n + 1e-9)  # 0.07 * 100 is 7.000000000000001, 0.29 * 100 is 28.999999999999996
 
 
 def recall_at_rate(null: ArrayLike, planted: ArrayLike, rate: float) -> Recall:
@@ -148,12 +173,10 @@ def recall_interval(
     """
     null, planted = _vector(null, "null"), _vector(planted, "planted")
     generator = np.random.default_rng(seed)
-    values = []
-    for _ in range(draws):
-        nulls = null[generator.integers(0, null.size, null.size)]
-        plants = planted[generator.integers(0, planted.size, planted.size)]
-        values.append(recall_at_rate(nulls, plants, rate).recall)
-    low, high = _percentiles(np.array(values))
+    nulls = np.sort(null[generator.integers(0, null.size, (draws, null.size))], axis=1)
+    plants = planted[generator.integers(0, planted.size, (draws, planted.size))]
+    thresholds = nulls[:, null.size - 1 - _allowed(null.size, rate)]
+    low, high = _percentiles((plants > thresholds[:, None]).mean(1))
     return Estimate(recall_at_rate(null, planted, rate).recall, low, high, planted.size)
 
 
@@ -212,7 +235,7 @@ def bootstrap_of_means(
     if rows.ndim != 2:
         raise ValueError(f"rows must be [n, k], got {rows.shape}")
     n = len(rows)
-    weights = np.stack([np.bincount(index, minlength=n) for index in _resamples(n, draws, seed)]) / n
+    weights = _weights(n, draws, seed)
     low, high = _percentiles(np.asarray(statistic(weights @ rows)), confidence)
     return Estimate(float(statistic(rows.mean(0))), low, high, n)
 
@@ -235,6 +258,14 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
         raise ValueError(f"need 0 <= successes <= n and n >= 1, got {successes} of {n}")
     interval = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
     return Estimate(successes / n, float(interval.low), float(interval.high), int(n))
+
+
+@functools.lru_cache(maxsize=4)
+def _weights(n: int, draws: int, seed: int) -> NDArray[np.float64]:
+    """How often each image stands in each resample, over n: [draws, n]."""
+    weights = np.stack([np.bincount(index, minlength=n) for index in _resamples(n, draws, seed)]) / n
+    weights.setflags(write=False)
+    return weights
 
 
 def _resamples(n: int, draws: int, seed: int):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What happens step by step: phases, natural defects, scales, acceleration, strokes beside traps."""
 
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,8 @@ from ascedfast.lab.statistics import (
     wilson,
 )
 from ascedfast.lab.subject import MissingAbility, Subject, ability
-from ascedfast.lab.suites import Cell, Lab
+from ascedfast.lab.suites import Cell, Lab, role_of
+from ascedfast.lab.twins import TWINS
 
 SCALES = ("s", "w*s", "x0_hat", "s'*v")
 SCALE_RUNS = 500
@@ -57,6 +60,25 @@ def judged(subject: Subject, images: Tensor) -> tuple[Tensor, Tensor]:
     return score > 0, marks
 
 
+def second_judge(lab: Lab, family: str) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+    """``judge.DenoisingJudge`` in the form of ``judged``; None but for weak twins made at load. Its level comes from
+    2,000 held-out images, once a process."""
+    of, kind = role_of(family).of, family.rpartition("-")[2]
+    if of is None or kind not in TWINS:
+        return None
+    judge = importlib.import_module("ascedfast.lab.judge")  # what it imports, a toy does without
+    full, twin = lab.subject(of), lab.subject(family)
+    key = ("second judge", of)
+    if key not in lab.subjects:
+        lab.subjects[key] = judge.DenoisingJudge.calibrated(full, full.real(2000))
+
+    def second(images: Tensor) -> tuple[Tensor, Tensor]:
+        score, cells = lab.subjects[key].defects(twin, images)
+        return score > 0, F.interpolate(cells[:, None].float(), size=tuple(twin.shape[1:]))[:, 0] > 0
+
+    return second
+
+
 def natural(cell: Cell, lab: Lab) -> dict[str, Any]:
     """Null runs: share of abnormal locations a step, AUROC for the judge's defects a step, and the scale of signals."""
     subject = lab.subject(cell.family)
@@ -67,6 +89,7 @@ def natural(cell: Cell, lab: Lab) -> dict[str, Any]:
     z: list[Tensor] = []
     marks: list[Tensor] = []
     variations: list[np.ndarray] = []
+    second, other_marks = second_judge(lab, cell.family), []
     missing = None
     for seeds in lab.batches(lab.seeds(cell)):
         whole = watch(subject, seeds, t_c=len(schedule))
@@ -76,8 +99,10 @@ def natural(cell: Cell, lab: Lab) -> dict[str, Any]:
             variations.append(variation(subject, whole))
         try:
             marks.append(judged(subject, subject.decode(whole.x))[1].cpu())
-            z.append(detectors.by_mode(schedule, until(whole, t_c), CONFIGS["official"]).z.cpu())
+            z.append(detectors.by_mode(schedule, until(whole, t_c), CONFIGS["official"]).z)
             changes.append(d.cpu())
+            if second is not None:
+                other_marks.append(second(subject.decode(whole.x))[1].cpu())
         except MissingAbility as error:
             missing = str(error)
     share = torch.cat(shares, 1).T.numpy()
@@ -97,6 +122,8 @@ def natural(cell: Cell, lab: Lab) -> dict[str, Any]:
         found, curve = natural_figures(torch.cat(z), torch.cat(changes, 1), torch.cat(marks))
         figures += found
         series["auroc"] = curve
+        if other_marks:
+            figures += second_figures(torch.cat(z), torch.cat(other_marks))
     else:
         series["no judge"] = missing
     return {"figures": figures, "series": series}
@@ -110,14 +137,24 @@ def natural_figures(z: Tensor, d: Tensor, marks: Tensor) -> tuple[list[dict[str,
     figures = [figure("defect rate", "original", wilson(int(defective.sum()), len(marks)))]
     if not 0 < int(marks.sum()) < marks.numel():
         return figures, []
-    marked = marks.numpy()
-    figures.append(figure("pixel auroc for defects at t_c", "official", pooled_auroc(count_scores(z.numpy(), marked))))
-    found = [pooled_auroc(count_scores(one.numpy(), marked, 256), draws=500) for one in d]
+    figures.append(figure("pixel auroc for defects at t_c", "official", pooled_auroc(count_scores(z, marks))))
+    device = z.device  # the changes of all steps at once would be too much for a GPU
+    found = [pooled_auroc(count_scores(one.to(device), marks, 256), draws=500) for one in d]
     early = next((len(found) - 1 - k for k, one in enumerate(found) if one.low > 0.5), 0)
     figures.append(
         figure("steps from the first auroc above .5 to the last", "d", Estimate(early, early, early, len(z)))
     )
     return figures, [one.to_dict() for one in found]
+
+
+def second_figures(z: Tensor, marks: Tensor) -> list[dict[str, Any]]:
+    """The same of the second judge: defect rate, and AUROC of z at T_c. Args: as ``natural_figures``."""
+    rate = wilson(int(marks.flatten(1).any(1).sum()), len(marks))
+    figures = [figure("defect rate, second judge", "original", rate)]
+    if 0 < int(marks.sum()) < marks.numel():
+        area = pooled_auroc(count_scores(z, marks))
+        figures.append(figure("pixel auroc for defects at t_c, second judge", "official", area))
+    return figures
 
 
 def phase_figures(share: np.ndarray) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ class Subject(Protocol):
         defects(images) -> (score [n], map bool [n, H, W] at the grid of the state): the judge; an image is defective
             where its score is above 0.
         real(count, offset) -> images in [-1, 1]: real ones in a fixed order, round and round.
+        reference(count, offset): those that drawn images are compared with, where real's are too few for that.
         with_steps(steps) -> Subject: the same model with another number of steps.
         conditional(seeds) -> (denoise, labels int64 [n]): the rows' classes, and a denoiser that is given them.
         last_conv: the torch.nn.Conv2d that gives the model output, for ``detectors.LastLayerLaplace``.

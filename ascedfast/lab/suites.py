@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from ascedfast.lab.cells import read_cells, run_cells
+from ascedfast.lab.cells import StaleResultError, file_name, read_cells, run_cells
 from ascedfast.lab.seeds import REPORTING_START, ReportingSeeds, TuningSeeds
 from ascedfast.lab.subject import MissingAbility, Subject, load
 
@@ -198,7 +198,7 @@ SUITES: dict[str, Suite] = {
             "accuracy",
             "Accuracy on whole images",
             "found:accuracy",
-            _cells("accuracy", ("planted",), 60, 2000),
+            _cells("accuracy", ("planted",), 60, 8000),
             MAIN,
         ),
         Suite(
@@ -296,7 +296,7 @@ def run_suite(name: str, families: Sequence[str] | None, size: str, lab: Lab, co
             functools.partial(SUITES[name].run, lab=lab),
             lab.folder / name,
             console,
-            source=lab.source,
+            source=source_of(family, lab.source),
             command=command_of([name], [family], size),
             title=f"{name} {family}",
         )
@@ -307,11 +307,31 @@ def run_suite(name: str, families: Sequence[str] | None, size: str, lab: Lab, co
 def read_results(
     folder: Path, families: Sequence[str] | None, size: str, source: str, suites: Sequence[str] = tuple(SUITES)
 ) -> dict[Cell, Result]:
-    """What is there of the suites. Raises: StaleResultError."""
+    """What is there of the suites. Raises: StaleResultError, also for a result that is not what a suite writes."""
     results: dict[Cell, Result] = {}
     for name in suites:
-        results |= read_cells(cells_of([name], families, size), folder / name, source=source)
+        for family in SUITES[name].families if families is None else families:
+            cells = cells_of([name], [family], size)
+            found = read_cells(cells, folder / name, source=source_of(family, source))
+            for cell, result in found.items():
+                if not _whole(result):
+                    path = folder / name / file_name(cell)
+                    raise StaleResultError(f"{path} is damaged: move it away, and the cell is computed anew")
+            results |= found
     return results
+
+
+def _whole(result: Result) -> bool:
+    """Whether a result has the form that this module's docstring says."""
+    figures, values, flags = result.get("figures", []), result.get("values", {}), result.get("flags", {})
+    if not isinstance(figures, list) or not isinstance(values, dict) or not isinstance(flags, dict):
+        return False
+    keys = {"measure", "run", "value", "low", "high", "n"}
+    return (
+        all(isinstance(one, dict) and keys <= one.keys() for one in figures)
+        and all(isinstance(one, dict) for one in values.values())
+        and all(isinstance(one, str) for one in flags.values())
+    )
 
 
 REPORTING = ("cli", "report", "claims", "figures", "lab_plots", "parity")
@@ -319,15 +339,36 @@ TRAINING = ("training", "loop", "jobs", "cards", "model_cards")
 """What makes the weights; the weights themselves are in the hash."""
 
 
+MODELS = (".safetensors", "config.json", "judge-fashion32.json", "judge-emoji64.json")
+"""Ends of the names of the files that decide what a model or a judge does; pictures, cards and logs do not."""
+
+
+@functools.cache
 def source_hash() -> str:
-    """SHA-256 of what results depend on: the engine's arithmetic, the laboratory and its weights, less what only
-    trains or reports."""
-    here = Path(__file__).parent
+    """SHA-256 of what results depend on: the engine's arithmetic, the laboratory, its weights and those of the
+    package, less what only trains or reports. Read once a process."""
+    package = Path(__file__).parent.parent
     engine = ("config", "detect", "noise", "ops", "process", "reference", "schedule")
-    files = [here.parent / f"{name}.py" for name in engine]
-    files += sorted(path for path in here.glob("*.py") if path.stem not in (*REPORTING, *TRAINING))
-    files += sorted(path for path in (here / "weights").rglob("*") if path.is_file() and path.suffix != ".md")
+    files = [package / f"{name}.py" for name in engine]
+    files += [path for path in (package / "lab").glob("*.py") if path.stem not in (*REPORTING, *TRAINING)]
+    files += _models(package / "lab" / "weights") + _models(package / "assets")
+    return _digest(package, files)
+
+
+def source_of(family: str, source: str) -> str:
+    """``source``; of a pipeline's folder a hash of both, so that new weights in it make its results stale."""
+    folder = Path(family)
+    if family in ROLES or not (folder / "model_index.json").is_file():
+        return source
+    return hashlib.sha256(f"{source} {_digest(folder, _models(folder))}".encode()).hexdigest()
+
+
+def _models(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.name.endswith(MODELS)]
+
+
+def _digest(root: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.relative_to(here.parent).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(files):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
