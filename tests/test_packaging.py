@@ -200,7 +200,9 @@ def pure_wheel(tmp_path_factory):
 @needs_build
 def test_wheel_holds_the_package_and_nothing_else(pure_wheel):
     names = names_in(pure_wheel)
-    shipped = {path for folder in ("assets", "templates") for path in (ROOT / "ascedfast" / folder).rglob("*")}
+    shipped = {
+        path for folder in ("assets", "templates", "lab/weights") for path in (ROOT / "ascedfast" / folder).rglob("*")
+    }
     expected = {path.relative_to(ROOT).as_posix() for path in shipped if path.is_file()}
     expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "ascedfast").glob("**/*.py*")}
     expected |= {
