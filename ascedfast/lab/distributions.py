@@ -32,9 +32,9 @@ def fd_local(real: Tensor, drawn: Tensor) -> float:
     Args: real: [n, d], drawn: [m, d], any float dtype, computed in float64; n, m >= 2.
     Raises: ValueError.
     """
-    real, drawn = _pair(real, drawn)
+    # On a CPU: few numbers, and the eigenvalues of a matrix that is not symmetric need MAGMA on a GPU.
+    real, drawn = (features.cpu() for features in _pair(real, drawn))
     metric = FrechetInceptionDistance(_Given(real.shape[1]), normalize=True)
-    metric = metric.to(real.device)
     centre = real.mean(0)  # the sums of squares that torchmetrics keeps lose digits far from 0
     metric.update(real - centre, real=True)
     metric.update(drawn - centre, real=False)
