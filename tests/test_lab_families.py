@@ -152,6 +152,24 @@ def test_features_and_glyph_judge_answer_through_the_model(root, few_grids):
     assert model.features(grids.images).shape == (2, 128)
 
 
+def test_what_emoji_are_compared_with_is_drawn_as_in_training(root, monkeypatch):
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 64, 64) / 10
+    train = data.ImageSet(images, torch.zeros(4).long(), torch.tensor([0.7, 0.3, 0.0, 0.0], dtype=torch.float64))
+    monkeypatch.setattr(data, "load", lambda name: data.Split(train, train))
+    drawn = families.load("F4", root=root).reference(1000, 5)
+    share = float((drawn[:, 0, 0, 0] == 0).double().mean())
+    assert 0.65 < share < 0.75
+    assert float(drawn.max()) < 0.15
+    model = families.load("F4", root=root)
+    assert torch.equal(drawn, model.reference(1000, 5))
+    assert not torch.equal(drawn, model.reference(1000, 6))
+
+
+def test_where_enough_is_held_out_real_images_are_compared_with(root, few_grids):
+    model = families.load("F5", root=root)
+    assert torch.equal(model.reference(3, 1), model.real(3, 1))
+
+
 @needs_fashion
 def test_fashion_is_padded_and_its_held_out_part_is_its_test_part():
     split = data.load("fashion32", 400)

@@ -2,6 +2,7 @@
 """The instruments of detection: a perfect detector scores 1, a random one .5, a known effect lies in its interval."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -90,6 +91,28 @@ def test_plants_show_in_their_boxes_and_belong_to_their_seed(kind):
     before = plant_rows(toy, range(40, 64), "trap-before")
     if kind == "trap-after":
         assert float(planted.levels.mean()) > float(before.levels.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Latent(Toy):
+    """The toy's image as a latent, of half the size and two thirds of the contrast."""
+
+    latent: bool = True
+
+    def decode(self, x0):
+        return 1.5 * x0.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def test_what_became_of_a_plant_in_latents_is_told_in_grey_levels_of_the_images():
+    plain, latent = (plant_rows(kind(), range(40, 52), "trap-after") for kind in (Toy, Latent))
+    assert latent.images.shape[-2:] == (32, 32)
+    assert latent.boxes.shape[-2:] == (16, 16)
+    shown = latent.boxes.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    difference = (latent.images.clamp(-1, 1) - latent.twins.clamp(-1, 1)).double().square().mean(1) * 127.5**2
+    expected = ((difference * shown).flatten(1).sum(1) / shown.flatten(1).sum(1)).sqrt()
+    torch.testing.assert_close(latent.levels, expected)
+    assert "persisting" in {outcome(float(level)) for level in latent.levels}
+    assert float(latent.contrast.max()) < 10 < float(plain.contrast.max())  # deviations, not levels
 
 
 def test_plants_on_a_ground_that_is_not_there_are_none():

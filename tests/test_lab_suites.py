@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from lab_weights import write_untrained
 from rich.console import Console
 from tiny import quietly
 from typer.testing import CliRunner
 
 from ascedfast.cli import app
-from ascedfast.lab import cli, probe, repairs, suites
+from ascedfast.lab import cli, families, probe, repairs, steps, suites
 from ascedfast.lab.claims import CLAIMS, MissingResults, decide
 from ascedfast.lab.figures import Figures, difference_of
 from ascedfast.lab.report import claims_table, number, write_page, write_table
@@ -193,6 +194,20 @@ def test_forced_masks_are_those_of_other_samples(tmp_path, monkeypatch):
     assert bool(some.any())
     assert torch.equal(used[some], own.roll(1, 0)[some])
     assert not torch.equal(used[some], own[some])
+
+
+def test_twins_made_at_load_have_a_second_judge(tmp_path, few_grids, monkeypatch):
+    models = {name: families.load(name, root=write_untrained(tmp_path)) for name in ("F5", "F5-W4")}
+    monkeypatch.setitem(suites.ROLES, "F5-W4", suites.Role(of="F5"))
+    lab = Lab(tmp_path, source="one", subjects={name: model.with_steps(4) for name, model in models.items()})
+    assert [steps.second_judge(lab, name) for name in ("F5", "F1-early", "toy-blend")] == [None] * 3
+    real = models["F5"].real(50)
+    flagged, marks = steps.second_judge(lab, "F5-W4")(real)
+    assert marks.shape == (50, 32, 32)
+    assert torch.equal(flagged, marks.flatten(1).any(1))
+    cell = suites.Cell("evaluations", "F5-W4", "12", "small", REPORTING_START, 6, (("steps", 12),))
+    found = {one["measure"]: one for one in repairs.evaluations(cell, lab)["figures"]}
+    assert found["defect rate, second judge"]["n"] == 6
 
 
 def test_harm_is_of_all_images_and_of_the_clean(tmp_path):
