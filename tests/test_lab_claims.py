@@ -217,7 +217,7 @@ def test_speed_is_read_from_benchmarks(tmp_path, us, ratio, expected):
     (tmp_path / "gpu.json").write_text(json.dumps([record, {"id": "P4/SDXL", "value": ratio}]))
     row = c10(tmp_path)
     assert (row["verdict"] == "reproduced") == expected
-    assert row["value"] == us / 1e6
+    assert row["value"] == pytest.approx(us / 1e6 if us > 90_000 else ratio - 1)  # what is nearer to its limit
 
 
 def test_parity_is_counted_from_the_summary(tmp_path):

@@ -339,14 +339,18 @@ def c10(folder: Path | None) -> dict[str, Any]:
             continue
         records = {entry["id"]: entry for entry in loaded if isinstance(entry, dict) and "id" in entry}
         one = records.get("P2/256x256x3")
-        shares = [entry["value"] - 1 for key, entry in records.items() if key.startswith("P4/") and entry.get("value")]
+        shares = [entry for key, entry in records.items() if key.startswith("P4/") and entry.get("value")]
         if one is None or one.get("ours_us") is None or not shares:
             continue
-        seconds = one["ours_us"] / 1e6
         ends = [(one.get(end) or one["ours_us"]) / 1e6 for end in ("p20", "p80")]
-        good = ends[1] < SECONDS and max(shares) < SHARE
-        decided: Verdict = "reproduced" if good else "not reproduced"
-        return _row(decided, Estimate(seconds, *ends, len(shares)), one.get("command") or command)
+        seconds = Estimate(one["ours_us"] / 1e6, *ends, len(shares))
+        worst = max(shares, key=lambda entry: entry["value"])
+        ends = [(worst.get(end) or worst["value"]) - 1 for end in ("p20", "p80")]
+        share = Estimate(worst["value"] - 1, *ends, len(shares))
+        good = seconds.high < SECONDS and share.value < SHARE
+        weakest = share if share.value / SHARE > seconds.high / SECONDS else seconds
+        made = dict.fromkeys(entry.get("command") or command for entry in (one, worst))
+        return _row("reproduced" if good else "not reproduced", weakest, "; ".join(made))
     raise MissingResults(f"C10 needs the benchmarks P2/256x256x3 and P4 in {folder}. Make them with: {command}")
 
 
