@@ -220,7 +220,7 @@ def evaluations(cell: Cell, lab: Lab) -> dict[str, Any]:
     subject = ability(lab.subject(cell.family), "with_steps")(cell["steps"])
     ability(subject, "defects")
     defective: list[Tensor] = []
-    second, others = second_judge(lab, cell.family), []
+    second, others = second_judge(lab, cell.family, cell.size), []
     flagged: dict[str, list[Tensor]] = {mode: [] for mode in CONFIGS}
     for seeds in lab.batches(lab.seeds(cell)):
         prefix = watch(subject, seeds)

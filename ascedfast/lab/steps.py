@@ -60,17 +60,17 @@ def judged(subject: Subject, images: Tensor) -> tuple[Tensor, Tensor]:
     return score > 0, marks
 
 
-def second_judge(lab: Lab, family: str) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+def second_judge(lab: Lab, family: str, size: str = "full") -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
     """``judge.DenoisingJudge`` in the form of ``judged``; None but for weak twins made at load. Its level comes from
-    2,000 held-out images, once a process."""
+    2,000 held-out images (small: 100), once a process."""
     of, kind = role_of(family).of, family.rpartition("-")[2]
     if of is None or kind not in TWINS:
         return None
     judge = importlib.import_module("ascedfast.lab.judge")  # what it imports, a toy does without
     full, twin = lab.subject(of), lab.subject(family)
-    key = ("second judge", of)
+    key = ("second judge", of, size)
     if key not in lab.subjects:
-        lab.subjects[key] = judge.DenoisingJudge.calibrated(full, full.real(2000))
+        lab.subjects[key] = judge.DenoisingJudge.calibrated(full, full.real(100 if size == "small" else 2000))
 
     def second(images: Tensor) -> tuple[Tensor, Tensor]:
         score, cells = lab.subjects[key].defects(twin, images)
@@ -89,7 +89,7 @@ def natural(cell: Cell, lab: Lab) -> dict[str, Any]:
     z: list[Tensor] = []
     marks: list[Tensor] = []
     variations: list[np.ndarray] = []
-    second, other_marks = second_judge(lab, cell.family), []
+    second, other_marks = second_judge(lab, cell.family, cell.size), []
     missing = None
     for seeds in lab.batches(lab.seeds(cell)):
         whole = watch(subject, seeds, t_c=len(schedule))
