@@ -23,7 +23,7 @@ def mode(variable):
 
 BUILD, CUDA = mode("ASCEDFAST_BUILD"), mode("ASCEDFAST_CUDA")
 ARCHITECTURES = (75, 80, 90, 100, 120)  # machine code; 80 serves 86 and 89; newer GPUs translate the last one's PTX
-CUDA_SOURCES = ("csrc/label_regions.cu", "csrc/medians.cu", "csrc/kernel_launch.cpp")
+CUDA_SOURCES = ("csrc/label_regions.cu", "csrc/medians.cu", "csrc/kernel_launch.cpp", "csrc/launch_sequence.cpp")
 
 
 def explain(what, instead, error):

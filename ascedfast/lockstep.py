@@ -16,6 +16,7 @@ from ascedfast._backend import BackendError
 from ascedfast.detect import Detection
 from ascedfast.device_guard import on_device_of
 from ascedfast.noise import seed_to_int64
+from ascedfast.prepared_correction import Found, PreparedCorrection
 from ascedfast.prepared_detection import PreparedDetection
 from ascedfast.rows import Row
 from ascedfast.solver import SCALARS, Update
@@ -77,10 +78,11 @@ class LockstepPlan:
             table[:, 2:] = scalars
         alpha, sigma = row.schedule.after[row.first + self.plan.t_c - 1]
         levels = torch.tensor([alpha, sigma, row.config.x0_noise])[:, None].expand(3, rows)
-        self.levels = upload(levels, x.device).unbind(0)
+        self.levels = upload(levels, x.device)
         self.shape = view(x).shape
         self.maps = (self.plan.t_c - self.plan.start - 1, rows, *view(x).shape[2:])
         self.detect = PreparedDetection(self.maps, x.device, row.config)
+        self.corrections: dict[tuple, PreparedCorrection | None] = {}
         self.keeps_own = any(two_steps for *_, two_steps in self.script)
         self.launch = self._launcher(row, x, m, upload(table, x.device))
 
@@ -122,9 +124,10 @@ class Lockstep:
     def __init__(self, rows: Sequence[Row], plan: LockstepPlan, x: Tensor) -> None:
         self.rows, self.config, self.plan = tuple(rows), rows[0].config, plan.plan
         self.step = rows[0].step
-        self.detection: Detection | None = None
+        self._found: Detection | Found | None = None
         self._solves, self._script, self._steps = plan.solves, plan.script, plan.steps
         self._view, self._launch, self._levels, self._shape = plan.view, plan.launch, plan.levels, plan.shape
+        self._corrections = plan.corrections
         self.x0: Tensor | None = plan.launch.new_x0(x)
         self.bank = torch.empty(plan.maps, device=x.device)
         self._keys = upload(self._host_keys(), x.device)
@@ -148,7 +151,14 @@ class Lockstep:
     @property
     def due(self) -> bool:
         """T_c has come, and nothing was detected yet."""
-        return self.step == self.plan.t_c and self.detection is None
+        return self.step == self.plan.t_c and self._found is None
+
+    @property
+    def detection(self) -> Detection | None:
+        """What was found at T_c; None before."""
+        if isinstance(self._found, Found):
+            self._found = self._found.read()
+        return self._found
 
     @property
     def has_x0(self) -> bool:
@@ -207,30 +217,61 @@ class Lockstep:
         """
         if not self.due:
             return None
-        self._check(x)
+        seen = self._checked(x)
         with on_device_of(x):
-            found, mask = self._detect(self.bank), None
-            if self.config.correct:
-                self._renoise_(x, found.grown)
-                mask = found.grown[:, None]
-        self.detection = found  # last: a failure above leaves the rows as they were
+            mask = self._correct_at_once_(seen) if self.config.correct else None
+            if mask is None:
+                mask = self._correct_by_ops_(seen)
         if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):  # a graph goes on writing where x0 lies
             self.x0 = None  # the largest of what a run keeps, and nobody needs it now
         return mask
 
-    def _check(self, x: Tensor) -> None:
-        """Kernels take x as it is: refuse what is no [R, C, *grid] float state of these rows on their device."""
+    def _correct_at_once_(self, x: Tensor) -> Tensor | None:
+        """The mask; None, and nothing done, where the launches of such corrections have not been put together."""
+        prepared = self._corrections.get((x.dtype, x.stride(), self.x0.stride()))
+        found = None if prepared is None else prepared(self.bank, x, self.x0, self._keys)
+        if found is None:
+            return None
+        self._found = found
+        return found.grown
+
+    def _correct_by_ops_(self, x: Tensor) -> Tensor | None:
+        """The mask, None without a correction. The first of its kind has its launches put together."""
+        found = self._detect(self.bank)
+        if self.config.correct:
+            self._renoise_(x, found.grown)
+            self._put_together(x)
+        self._found = found  # last: a failure above leaves the rows as they were
+        return found.grown[:, None] if self.config.correct else None
+
+    def _put_together(self, x: Tensor) -> None:
+        from ascedfast.kernels.prepared import NoSequence
+
+        key = (x.dtype, x.stride(), self.x0.stride())
+        if key in self._corrections:
+            return
+        perturb = self.config.x0_noise > 0
+        try:
+            made = PreparedCorrection(self._detect, self.bank, self._levels, self._keys, x, self.x0, perturb)
+        except NoSequence:
+            made = None
+        self._corrections[key] = made
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """x as [R, C, *grid]. Kernels take it as it is: refuse what is no float state of these rows on their device."""
         if not x.is_floating_point():
             raise TypeError(f"x must be of a float dtype, got {x.dtype}")
         if x.dtype == torch.float64:
             raise BackendError("these rows run by Triton, in float32; float64 needs backend='reference'")
-        shape, device = self._view(x).shape, self.bank.device
+        seen, device = self._view(x), self.bank.device
+        shape = seen.shape
         if shape != self._shape or x.device != device:
             raise ValueError(
                 f"x must be {tuple(self._shape)} on {device}, as the states before, got {tuple(shape)} on {x.device}"
             )
         if x.requires_grad:
             raise ValueError(WITHOUT_GRADIENTS)
+        return seen
 
     def _renoise_(self, x: Tensor, mask: Tensor) -> None:
         from ascedfast.kernels.renoise import renoise_
@@ -239,7 +280,7 @@ class Lockstep:
         seeds, steps, draws = self._keys
         noise = {"seeds": seeds, "steps": steps, "draws": draws}
         noise["x0_noise"] = x0_noise if self.config.x0_noise else None
-        renoise_(self._view(x), mask, self.x0, alpha, sigma, **noise)
+        renoise_(x, mask, self.x0, alpha, sigma, **noise)
 
     @torch.inference_mode()  # the keys may be inference tensors, if the run began in that mode
     def reseed(self) -> None:
@@ -254,7 +295,7 @@ class Lockstep:
             if not self._solves:
                 self.observe(x, m)
             self.correct_(copy)
-        self.step, self.detection, self._own, self.x0 = began, None, None, self._launch.new_x0(x)
+        self.step, self._found, self._own, self.x0 = began, None, None, self._launch.new_x0(x)
 
     def settle(self) -> None:
         """Bring the rows up to date; nothing is read back from the device."""
@@ -266,7 +307,7 @@ class Lockstep:
             row.step = self.step
             row.x0 = self.x0[i] if plan.start < self.step <= plan.t_c and self.x0 is not None else None
             row.dynamics = [(plan.start + 1 + k, maps[k, i]) for k in range(banked)]
-            row.bank = [] if self.detection is not None else [maps[k, i] for k in range(banked)]
+            row.bank = [] if self._found is not None else [maps[k, i] for k in range(banked)]
             row.finite = None if finite is None else finite[i]
             if self.detection is not None:
                 row.detection = Detection(*(part[i] for part in self.detection))

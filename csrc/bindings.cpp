@@ -5,7 +5,7 @@
 
 #include "ops.h"
 #ifdef ASCEDFAST_CUDA_DRIVER
-#include "kernel_launch.h"
+#include "launch_sequence.h"
 #endif
 
 namespace py = pybind11;
@@ -79,15 +79,54 @@ static void medians_cuda_binding(std::uintptr_t values,
 #endif
 
 #ifdef ASCEDFAST_CUDA_DRIVER
+static constexpr std::size_t kMostBases = 16;
+
+static void read_addresses(const py::args& from, std::uint64_t* into) {
+    for (std::size_t i = 0; i < from.size(); ++i) {
+        into[i] = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(from.ptr(), i));
+    }
+    if (PyErr_Occurred()) throw py::error_already_set();
+}
+
+static std::shared_ptr<LaunchSequence> make_launch_sequence(std::size_t bases) {
+    if (bases > kMostBases) throw std::invalid_argument("expected at most 16 addresses");
+    return std::make_shared<LaunchSequence>(bases);
+}
+
+static void add_label_regions_binding(LaunchSequence& sequence,
+                                      const Place& mask,
+                                      const Dims& strides,
+                                      const Dims& shape,
+                                      const Place& labels,
+                                      const Place& kept,
+                                      const Place& overflow,
+                                      int connectivity,
+                                      double min_area,
+                                      double max_area,
+                                      std::int64_t core_width,
+                                      const Place& scratch,
+                                      std::size_t scratch_bytes) {
+    const RegionRules rules{connectivity, min_area, max_area, core_width};
+    sequence.add_label_regions(mask, strides, shape, labels, kept, overflow, rules, scratch, scratch_bytes);
+}
+
 static void kernel_launch_binding(const KernelLaunch& launch, std::uintptr_t stream, const py::args& varying) {
     if (varying.size() != launch.varying()) throw std::invalid_argument("expected another number of arguments");
     std::uint64_t first[KernelLaunch::kMost];
-    for (std::size_t i = 0; i < varying.size(); ++i) {
-        first[i] = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(varying.ptr(), i));
-    }
-    if (PyErr_Occurred()) throw py::error_already_set();
+    read_addresses(varying, first);
     py::gil_scoped_release unlocked;
     launch(stream, first);
+}
+
+static void launch_sequence_binding(const LaunchSequence& sequence,
+                                    int device,
+                                    std::uintptr_t stream,
+                                    const py::args& bases) {
+    if (bases.size() != sequence.bases()) throw std::invalid_argument("expected another number of addresses");
+    std::uint64_t addresses[kMostBases];
+    read_addresses(bases, addresses);
+    py::gil_scoped_release unlocked;
+    sequence(Queue{device, stream}, addresses);
 }
 #endif
 
@@ -191,7 +230,7 @@ one clearing of the scratch and one launch. Bad arguments raise ValueError, refu
 #endif
 
 #ifdef ASCEDFAST_CUDA_DRIVER
-    py::class_<KernelLaunch>(m, "KernelLaunch", R"doc(A loaded kernel with its grid and arguments, launched again and again.
+    py::class_<KernelLaunch, std::shared_ptr<KernelLaunch>>(m, "KernelLaunch", R"doc(A loaded kernel with its grid and arguments, launched again and again.
 
 A call takes a stream's address and the first ``varying`` arguments (addresses or ints of 0 or more) and costs what the
 driver's own launch costs. The device whose context holds the kernel must be the current one.
@@ -217,5 +256,48 @@ driver is missing or too old, or refuses a launch.)doc")
              py::arg("varying"),
              py::arg("fixed"))
         .def("__call__", &kernel_launch_binding, py::arg("stream"));
+
+    py::class_<LaunchSequence, std::shared_ptr<LaunchSequence>>(m, "LaunchSequence", R"doc(Launches that one call puts on a stream, one after the other.
+
+They are appended first, with all they need but addresses. An address is given as a place, (base, offset): so many bytes
+after one of the addresses that come with each call. A call takes the device's ordinal, a stream's address and the
+``bases`` addresses, at most 16, waits for nothing and allocates nothing. That device must be the current one.
+
+Args:
+    bases: how many addresses come with each call.
+Raises: ValueError for places after an address that no call brings, and for bad settings; RuntimeError for a launch that
+CUDA refuses, when those before it have been launched.)doc")
+        .def(py::init(&make_launch_sequence), py::arg("bases"))
+        .def("kernel",
+             &LaunchSequence::add_kernel,
+             py::arg("launch"),
+             py::arg("arguments"),
+             "Append a KernelLaunch with the places of its varying arguments.")
+        .def("medians",
+             &LaunchSequence::add_medians,
+             py::arg("values"),
+             py::arg("stride"),
+             py::arg("planes"),
+             py::arg("count"),
+             py::arg("statistics"),
+             py::arg("scratch"),
+             py::arg("scratch_bytes"),
+             "Append medians_cuda, with places for addresses.")
+        .def("label_regions",
+             &add_label_regions_binding,
+             py::arg("mask"),
+             py::arg("strides"),
+             py::arg("shape"),
+             py::arg("labels"),
+             py::arg("kept"),
+             py::arg("overflow"),
+             py::arg("connectivity"),
+             py::arg("min_area"),
+             py::arg("max_area"),
+             py::arg("core_width"),
+             py::arg("scratch"),
+             py::arg("scratch_bytes"),
+             "Append label_regions_cuda, with places for addresses.")
+        .def("__call__", &launch_sequence_binding, py::arg("device"), py::arg("stream"));
 #endif
 }

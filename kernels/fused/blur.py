@@ -8,13 +8,15 @@ program, and one launch does the axes H, W and C. The axis D of a volume has a l
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 from ascedfast.kernels.grid import grid_of
-from ascedfast.kernels.prepared import PreparedLaunch
+from ascedfast.kernels.prepared import Place, PreparedLaunch
 from torch import Tensor
 
 from ascedfast import reference
@@ -215,3 +217,17 @@ class Blur:
         for launch, source, first, second in self._launches:
             launch(maps if source is None else spare[source], spare[first], spare[second], weights)
         return spare[self._result]
+
+    @property
+    def spare(self) -> int:
+        """Buffers of the result's size that it needs besides the result."""
+        return self._buffers - 1
+
+    def add_to(self, sequence: Any, maps: Place, result: Place, spare: Sequence[Place], weights: Place) -> None:
+        """See ``PreparedLaunch.add_to``."""
+        buffers = list(spare)
+        buffers.insert(self._result, result)
+        for launch, source, first, second in self._launches:
+            launch.add_to(
+                sequence, maps if source is None else buffers[source], buffers[first], buffers[second], weights
+            )

@@ -7,12 +7,13 @@ byte instead of (2*radius + 1)^2.
 """
 
 import functools
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from ascedfast.kernels.grid import grid_of
-from ascedfast.kernels.prepared import KEPT, PreparedLaunch
+from ascedfast.kernels.prepared import KEPT, Place, PreparedLaunch
 from torch import Tensor
 
 LINES, STRETCH = 4, 128
@@ -104,6 +105,10 @@ class Dilation:
         out = torch.empty_like(mask, memory_format=torch.contiguous_format)
         self._launch(mask, torch.empty_like(out), out)
         return out
+
+    def add_to(self, sequence: Any, mask: Place, across: Place, out: Place) -> None:
+        """See ``PreparedLaunch.add_to``. across: scratch of the mask's size."""
+        self._launch.add_to(sequence, mask, across, out)
 
 
 @functools.lru_cache(maxsize=KEPT)

@@ -7,7 +7,7 @@ import torch
 import triton
 from ascedfast.kernels.launcher import Launcher
 from ascedfast.kernels.linear_step import linear_step_kernel
-from ascedfast.kernels.prepared import launch_of, misaligned
+from ascedfast.kernels.prepared import launch_of, misaligned, stream_getter
 from ascedfast.kernels.tile import GROUP, WARPS
 from torch import Tensor
 
@@ -128,10 +128,9 @@ class LinearLauncher(Launcher):
         grid = (triton.cdiv(layout.locations, constants[-1]), layout.rows, 1)
         compiled = linear_step_kernel[grid](*arguments, *tail, num_warps=WARPS, enable_fp_fusion=False)
         if self._compiles:
-            stream_of = triton.runtime.driver.active.get_current_stream
             tables = (self._levels.data_ptr(), self._sums.data_ptr())
             launch = launch_of(compiled, grid, len(arguments), tail)
-            self._prepared[key] = (launch, *tables, stream_of, arguments[0].device.index)
+            self._prepared[key] = (launch, *tables, stream_getter(), arguments[0].device.index)
 
 
 def _three(tensors: list[Tensor], filler: Tensor) -> list[Tensor]:

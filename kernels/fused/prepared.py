@@ -25,6 +25,17 @@ _KINDS = {"i32": "i", "u32": "i", "i64": "l", "u64": "l", "fp32": "f", "constexp
 
 Launch = Callable[..., None]
 """Takes the current stream's address, then the varying arguments: addresses as ints, and ints."""
+Place = tuple[int, int]
+"""Of a ``LaunchSequence``: one of its addresses, and how many bytes after it."""
+
+
+class NoSequence(LookupError):
+    """These launches cannot be put into a ``LaunchSequence``: csrc does not do all of them, or not yet."""
+
+
+def stream_getter() -> Callable[[int], int]:
+    """What gives the address of a device's current stream."""
+    return triton.runtime.driver.active.get_current_stream
 
 
 def launch_of(compiled: Any, grid: tuple[int, int, int], varying: int, fixed: tuple) -> Launch:
@@ -98,5 +109,13 @@ class PreparedLaunch:
         compiled = self._kernel[self._grid](*seen, *self._fixed, **self._options)
         if tensors[0].is_cuda:
             self._device = tensors[0].device.index
-            self._stream_of = triton.runtime.driver.active.get_current_stream
+            self._stream_of = stream_getter()
             self._launches[pattern] = launch_of(compiled, self._grid, len(tensors), self._fixed)
+
+    def add_to(self, sequence: Any, *places: Place) -> None:
+        """Append it to csrc's ``LaunchSequence``, whose addresses are aligned. Raises: NoSequence where it has not been
+        launched so aligned before, or csrc does not launch it."""
+        launch = self._launches.get(misaligned(*(offset for _, offset in places)))
+        if not isinstance(launch, getattr(_backend.native(), "KernelLaunch", ())):
+            raise NoSequence
+        sequence.kernel(launch, places)

@@ -7,13 +7,15 @@ nothing is written outside the mask, so x keeps its bits there.
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from ascedfast.kernels.grid import grid_of, offset_of, strides_of
 from ascedfast.kernels.philox import block_of_normals
-from ascedfast.kernels.prepared import KEPT, PreparedLaunch
+from ascedfast.kernels.prepared import KEPT, Place, PreparedLaunch
 from torch import Tensor
 
 from ascedfast.noise import Purpose
@@ -133,7 +135,18 @@ def renoise_(
     if x.numel() == 0:
         return x
     tensors = (x, mask, x0, alpha, sigma, alpha if x0_noise is None else x0_noise, seeds, steps, draws)
-    strides = (strides_of(x, 2), strides_of(mask, 1), strides_of(x0, 2))
-    types = tuple(tensor.dtype for tensor in tensors)
-    _prepared(x.shape, *strides, types, x0_noise is not None, x.device)(*tensors)
+    _prepared(*_kind(tensors, x0_noise is not None))(*tensors)
     return x
+
+
+def add_to(sequence: Any, tensors: Sequence[Tensor], places: Sequence[Place], perturb: bool) -> None:
+    """See ``PreparedLaunch.add_to``. tensors: like x, mask, x0, alpha, sigma, x0_noise (alpha where not ``perturb``),
+    seeds, steps and draws of the calls to come; places: theirs."""
+    _prepared(*_kind(tensors, perturb)).add_to(sequence, *places)
+
+
+def _kind(tensors: Sequence[Tensor], perturb: bool) -> tuple:
+    """What ``_prepared`` takes."""
+    x, mask, x0, *_ = tensors
+    strides = (strides_of(x, 2), strides_of(mask, 1), strides_of(x0, 2))
+    return x.shape, *strides, tuple(tensor.dtype for tensor in tensors), perturb, x.device

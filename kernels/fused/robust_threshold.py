@@ -9,6 +9,7 @@ function that does the statistics of the planes for which it is faster.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ import triton.language as tl
 from ascedfast.kernels.blur import Blur, weights_on
 from ascedfast.kernels.grid import grid_of, grid_strides, offset_of
 from ascedfast.kernels.order_statistics import INFINITE, NOTHING, distance_bits, middle, ranked
-from ascedfast.kernels.prepared import KEPT, PreparedLaunch
+from ascedfast.kernels.prepared import KEPT, NoSequence, Place, PreparedLaunch
 from ascedfast.kernels.sampled_median import statistics_by_sample
 from torch import Tensor
 
@@ -218,6 +219,26 @@ class Thresholding:
         z = torch.empty(self._shape, dtype=torch.float32, device=self._device)
         self._flag(values, statistics, statistics if mad_scale is None else mad_scale, flags, z)
         return flags, z
+
+    @property
+    def smoothing(self) -> tuple[Blur, Tensor]:
+        """The smoothing and its weights, which stay where they are."""
+        return self._blur, self._weights
+
+    def add_statistics_to(
+        self, sequence: Any, values: Place, planes: int, count: int, statistics: Place, scratch: Place, room: int
+    ) -> None:
+        """See ``PreparedLaunch.add_to``. values: fp32 [planes, count]; scratch: ``room`` bytes for the faster way."""
+        if self._faster is not None and FASTER_FROM <= count <= FASTER_UPTO:
+            sequence.medians(values, count, planes, count, statistics, scratch, room)
+        elif count > IN_REGISTERS:
+            raise NoSequence  # by sample, in launches that are not prepared
+        else:
+            _prepared_statistics(planes, count, self._device).add_to(sequence, values, statistics)
+
+    def add_flags_to(self, sequence: Any, values: Place, statistics: Place, flags: Place, z: Place) -> None:
+        """See ``PreparedLaunch.add_to``; with a number for mad_scale."""
+        self._flag.add_to(sequence, values, statistics, statistics, flags, z)
 
 
 _kept = functools.lru_cache(maxsize=KEPT)(Thresholding)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 import triton
 from ascedfast.kernels.launcher import Launcher
-from ascedfast.kernels.prepared import launch_of, misaligned
+from ascedfast.kernels.prepared import launch_of, misaligned, stream_getter
 from ascedfast.kernels.step_dynamics import step_dynamics_kernel, variant
 from ascedfast.kernels.tile import WARPS
 from torch import Tensor
@@ -138,9 +138,8 @@ class StepLauncher(Launcher):
             enable_fp_fusion=False,
         )
         if self._compiles:
-            stream_of = triton.runtime.driver.active.get_current_stream
             launch = launch_of(compiled, grid, VARYING, tail)
-            self._prepared[key] = (launch, self._table.data_ptr(), stream_of, x.device.index)
+            self._prepared[key] = (launch, self._table.data_ptr(), stream_getter(), x.device.index)
 
 
 def _result_dtypes(update: Update, x: Tensor, m: Tensor) -> tuple[torch.dtype, torch.dtype | None]:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""T_c of rows in lockstep in two calls of csrc: detection and re-noising, launched with addresses alone.
+
+Op by op the host takes 250 us for six launches, most of it to look anew at what never changes between runs of a kind.
+So once a kind's launches have been made, they are put into two ``LaunchSequence``s: smoothing and statistics; then,
+when the smoothing's other buffers are free again, flags, regions, growth and noise.
+"""
+
+import math
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ascedfast import _backend
+from ascedfast.detect import Detection
+from ascedfast.prepared_detection import PreparedDetection
+
+ALIGNED = 16
+"""Bytes: Triton's kernels are compiled for addresses that are a multiple of it."""
+
+
+class Found(NamedTuple):
+    """What a correction leaves. grown: bool [R, 1, *grid], the corrected locations. kept: uint8, the other parts of the
+    ``Detection``, which is made when somebody asks for it."""
+
+    grown: Tensor
+    kept: Tensor
+    starts: tuple[int, ...]
+
+    def read(self) -> Detection:
+        """Views of what was left."""
+        mask, dtypes = self.grown[:, 0], (torch.float32, torch.int32, torch.bool)
+        z, labels, found = (
+            self.kept[start : start + mask.numel() * dtype.itemsize].view(dtype).view(mask.shape)
+            for start, dtype in zip(self.starts, dtypes, strict=False)
+        )
+        overflow = self.kept[self.starts[-1] :][: len(mask)].view(torch.bool)
+        return Detection(found, mask, z, labels, overflow)
+
+
+class Parts:
+    """Tensors of so many bytes that share one buffer, each aligned. places: of the buffer, its number among the
+    addresses of a call, and where in it each begins."""
+
+    def __init__(self, base: int, *sizes: int) -> None:
+        *starts, self.bytes = accumulate((-(-size // ALIGNED) * ALIGNED for size in sizes), initial=0)
+        self.places = [(base, start) for start in starts]
+
+
+class PreparedCorrection:
+    """The launches of the corrections of one kind.
+
+    Args:
+        detect: has run once on banks like ``bank``, float32 [K, R, *grid] contiguous.
+        levels: float32 [3, R]: alpha, sigma, the noise of x0 (used where ``perturb``); stays where it is.
+        keys: int64 [3, R]: seeds, steps, draws. x, x0: [R, C, *grid], re-noised once.
+            All of these, levels aside, are examples of those to come.
+    Raises: kernels.prepared.NoSequence where csrc does not do all of the launches, or they were not made yet.
+    """
+
+    def __init__(
+        self,
+        detect: PreparedDetection,
+        bank: Tensor,
+        levels: Tensor,
+        keys: Tensor,
+        x: Tensor,
+        x0: Tensor,
+        perturb: bool,
+    ) -> None:
+        from ascedfast.kernels.prepared import NoSequence, stream_getter
+
+        if not detect.by_csrc or not hasattr(_backend.native(), "LaunchSequence"):
+            raise NoSequence
+        maps, self._rows, *grid = bank.shape
+        self._grid, self._device, self._levels = tuple(grid), bank.device, levels
+        self._stream_of = stream_getter()
+        self._smooth = self._smoothing(detect, maps * self._rows, math.prod(grid))
+        self._decide = self._decision(detect, levels, keys, x, x0, perturb)
+
+    def __call__(self, bank: Tensor, x: Tensor, x0: Tensor, keys: Tensor) -> Found | None:
+        """Detect, and re-noise x in place; on the current stream of bank's device, which is the current one. None, and
+        nothing done, where x is not aligned."""
+        at = x.data_ptr()
+        if at % ALIGNED:
+            return None
+        index = self._device.index
+        stream = self._stream_of(index)
+        other, smoothed = self._bytes(self._other), self._bytes(self._smoothed)
+        addresses = (other.data_ptr(), smoothed.data_ptr(), self._weights.data_ptr())
+        self._smooth(index, stream, bank.data_ptr(), *addresses)
+        del other  # what follows may lie there
+        kept, work = self._bytes(self._kept), self._bytes(self._work)
+        grown = torch.empty((self._rows, 1, *self._grid), dtype=torch.bool, device=self._device)
+        addresses = (smoothed.data_ptr(), kept.data_ptr(), work.data_ptr(), grown.data_ptr(), at, x0.data_ptr())
+        self._decide(index, stream, *addresses, self._levels.data_ptr(), keys.data_ptr())
+        return Found(grown, kept, self._starts)
+
+    def _bytes(self, parts: Parts) -> Tensor:
+        return torch.empty(parts.bytes, dtype=torch.uint8, device=self._device)
+
+    def _smoothing(self, detect: PreparedDetection, planes: int, count: int) -> Any:
+        """Addresses of a call: bank, the smoothing's other buffers, its result with the statistics, its weights."""
+        native = _backend.native()
+        sequence = native.LaunchSequence(4)
+        blur, self._weights = detect.threshold.smoothing
+        room = native.medians_scratch_bytes(planes)
+        self._other = Parts(1, *[4 * planes * count] * blur.spare)
+        self._smoothed = Parts(2, 4 * planes * count, 8 * planes, room)
+        values, statistics, scratch = self._smoothed.places
+        blur.add_to(sequence, (0, 0), values, self._other.places, (3, 0))
+        detect.threshold.add_statistics_to(sequence, values, planes, count, statistics, scratch, room)
+        return sequence
+
+    def _decision(
+        self, detect: PreparedDetection, levels: Tensor, keys: Tensor, x: Tensor, x0: Tensor, perturb: bool
+    ) -> Any:
+        """Addresses of a call: the smoothing's result, what is kept, scratch, the grown mask, x, x0, levels, keys."""
+        from ascedfast.kernels import renoise
+
+        sequence = _backend.native().LaunchSequence(8)
+        count = self._rows * math.prod(self._grid)
+        self._kept = Parts(1, 4 * count, 4 * count, count, self._rows)
+        self._work = Parts(2, count, count, detect.labelling_bytes)
+        (_, values), (_, statistics), _ = self._smoothed.places
+        z, labels, mask, overflow = self._kept.places
+        self._starts = tuple(start for _, start in self._kept.places)
+        flags, across, scratch = self._work.places
+        detect.threshold.add_flags_to(sequence, (0, values), (0, statistics), flags, z)
+        detect.add_labels_to(sequence, flags, labels, mask, overflow, scratch)
+        detect.grow.add_to(sequence, mask, across, (3, 0))
+        grown = torch.empty((self._rows, *self._grid), dtype=torch.bool, device="meta")
+        used = (0, 1, 2 if perturb else 0)  # rows of levels
+        places = [(6, row * levels.stride(0) * levels.itemsize) for row in used]
+        places += [(7, row * keys.stride(0) * keys.itemsize) for row in range(3)]
+        examples = (x, grown, x0, *(levels[row] for row in used), *keys)
+        renoise.add_to(sequence, examples, ((4, 0), (3, 0), (5, 0), *places), perturb)
+        return sequence

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT
+"""T_c by csrc's launch sequences has the bits of the ops one by one; what cannot be put together goes by the ops."""
+
+import emulated_sequence
+import pytest
+import torch
+from ascedfast.kernels import prepared
+from hypothesis import given
+from hypothesis import strategies as st
+from layouts import DEVICES, same_bits
+
+from ascedfast import AscedConfig, _backend, _native_cuda, process
+from ascedfast.engine import Engine
+from ascedfast.lockstep import LockstepPlan
+from ascedfast.prepared_correction import ALIGNED, Found, Parts
+from ascedfast.schedule import Schedule
+
+DEVICE = DEVICES[0]
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+STEPS, T_C = 7, 4  # three maps in the window
+SCHEDULE = Schedule.from_levels([process.flow(1 - k / STEPS) for k in range(STEPS)])
+SHAPES = {
+    "latents": (1, 4, 12, 15),
+    "rows": (2, 3, 12, 14),
+    "video": (1, 1, 2, 12, 13),
+    "medians by csrc": (1, 1, 66, 64),
+}
+LARGE = {"latents of 2048": (2, 4, 256, 256), "several blocks a row": (1, 1, 500, 500)} if DEVICE == "cuda" else {}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16] if DEVICE == "cuda" else [torch.float16]
+Sequence = getattr(_backend.native(), "LaunchSequence", None)
+needs_cuda_build = pytest.mark.skipif(Sequence is None, reason="the extension holds no CUDA: nvcc builds it")
+
+
+@pytest.fixture
+def by_csrc(monkeypatch):
+    """csrc's launches; on a CPU emulated. Where the extension was built without CUDA a GPU has none."""
+    if DEVICE == "cuda":
+        if Sequence is None:
+            pytest.skip("the extension holds no CUDA: nvcc builds it")
+        return
+    real = _backend.native()
+    if isinstance(real, ImportError):
+        pytest.skip("the extension is not built: a C++ compiler builds it")
+    native = emulated_sequence.Native(real)
+    monkeypatch.setattr(_backend, "native", lambda: native)
+    monkeypatch.setattr(_backend, "pick", lambda op, *_: "native" if op == "label_regions" else "triton")
+    monkeypatch.setattr(_native_cuda, "medians", emulated_sequence.medians)
+    monkeypatch.setattr(_native_cuda, "label_regions", emulated_sequence.label_regions)
+    monkeypatch.setattr(prepared.PreparedLaunch, "__call__", emulated_sequence.first_launch)
+    monkeypatch.setattr(prepared, "stream_getter", lambda: lambda device: 0)
+
+
+@given(st.lists(st.integers(0, 100), max_size=6))
+def test_parts_of_a_buffer_are_aligned_and_do_not_overlap(sizes):
+    parts = Parts(3, *sizes)
+    assert all(base == 3 and start % ALIGNED == 0 for base, start in parts.places)
+    ends = [start + size for (_, start), size in zip(parts.places, sizes, strict=True)]
+    assert all(end <= start for end, (_, start) in zip(ends, parts.places[1:], strict=False))
+    assert parts.bytes >= max(ends, default=0)
+
+
+@needs_cuda_build
+def test_a_sequence_refuses_what_no_call_can_give():
+    sequence = Sequence(2)
+    with pytest.raises(ValueError, match="one of 2 addresses, got one after 2"):
+        sequence.medians((2, 0), 1, 1, 1, (0, 0), (1, 0), 0)
+    places = dict.fromkeys(("mask", "labels", "kept", "overflow", "scratch"), (0, 0))
+    rules = {"connectivity": 5, "min_area": 0, "max_area": 9, "core_width": 1}
+    with pytest.raises(ValueError, match="connectivity"):
+        sequence.label_regions(strides=[1] * 4, shape=[1] * 4, scratch_bytes=0, **places, **rules)
+    with pytest.raises(ValueError, match="another number of addresses"):
+        sequence(0, 0, 16)
+    with pytest.raises(ValueError, match="at most 16"):
+        Sequence(17)
+    sequence(0, 0, 16, 32)  # nothing was added: nothing is launched
+
+
+def settings(**changes):
+    changes = {"window_start": 0, "reference_size": None, "min_area": 3, "core_width": 2, "grow": 1} | changes
+    return AscedConfig.fast(t_c=T_C, **changes)
+
+
+def outputs(shape, dtype=torch.float32):
+    g = torch.Generator().manual_seed(5)
+    quiet = torch.randn(shape, generator=g)
+    for k in range(STEPS):
+        m = quiet + 0.01 * torch.randn(shape, generator=g)
+        m[..., 4:8, 5:9] += 0.4 * (-1) ** k
+        yield m.to(DEVICE).to(dtype)
+
+
+class Runs:
+    """Runs that share one plan, as those of a scheduler do."""
+
+    def __init__(self, shape, config, dtype=torch.float32, make_x=lambda x: x):
+        self.shape, self.config, self.dtype, self.make_x = shape, config, dtype, make_x
+        self.plan = None
+
+    def _plan(self, rows, x, m):
+        self.plan = self.plan or LockstepPlan(rows[0], len(rows), x, m, lambda t: t)
+        return self.plan
+
+    def run(self):
+        """The state after T_c, and the engine."""
+        engine = Engine(self._plan)
+        for row in range(self.shape[0]):
+            engine.add(SCHEDULE, self.config, seed=7 + row)
+        x = torch.randn(self.shape, generator=torch.Generator().manual_seed(6)).to(DEVICE).to(self.dtype)
+        for m in outputs(self.shape, self.dtype):
+            engine.observe(x, m)
+            x = x - m / STEPS
+            if engine.due:
+                x = self.make_x(x)
+                engine.correct_(x)
+                return x, engine
+        raise AssertionError("T_c never came")
+
+
+def same_detections(one, other):
+    return all(
+        torch.equal(a, b) if a.dtype != torch.float32 else same_bits(a, b) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("x0_noise", [0.0, 0.3] if DEVICE == "cuda" else [0.3])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", (SHAPES | LARGE).values(), ids=SHAPES | LARGE)
+def test_the_second_correction_has_the_bits_of_the_first(by_csrc, shape, dtype, x0_noise):
+    runs = Runs(shape, settings(x0_noise=x0_noise), dtype)
+    (x, by_ops), (y, at_once) = runs.run(), runs.run()
+    assert isinstance(at_once._lockstep._found, Found)
+    assert not isinstance(by_ops._lockstep._found, Found)
+    assert same_bits(x, y)
+    one, other = by_ops._lockstep.detection, at_once._lockstep.detection
+    assert one.mask.any()
+    assert same_detections(one, other)
+    assert at_once.report.rows[-1].severity == by_ops.report.rows[-1].severity
+
+
+def test_it_equals_the_reference(by_csrc):
+    config = settings()
+    runs = Runs(SHAPES["rows"], config)
+    runs.run()
+    x, engine = runs.run()
+    expected, other = Runs(SHAPES["rows"], settings(backend="reference")).run()
+    assert isinstance(engine._lockstep._found, Found)
+    assert same_bits(x, expected)
+    for ours, theirs in zip(engine.report.rows, other.report.rows, strict=True):
+        assert torch.equal(ours.mask_grown, theirs.mask_grown)
+        assert (ours.status, ours.severity) == (theirs.status, theirs.severity)
+
+
+def test_a_state_that_is_not_aligned_is_corrected_by_the_ops(by_csrc):
+    def moved(x):
+        away = torch.empty(x.numel() + 1, device=x.device, dtype=x.dtype)[1:].view(x.shape)
+        return away.copy_(x)
+
+    runs = Runs(SHAPES["latents"], settings())
+    x, _ = runs.run()
+    runs.make_x = moved
+    y, engine = runs.run()
+    assert y.data_ptr() % ALIGNED
+    assert not isinstance(engine._lockstep._found, Found)
+    assert same_bits(x, y)
+
+
+def test_other_strides_get_launches_of_their_own(by_csrc):
+    runs = Runs(SHAPES["latents"], settings())
+    x, _ = runs.run()
+    runs.make_x = lambda x: x.contiguous(memory_format=torch.channels_last)
+    for at_once in (False, True):
+        y, engine = runs.run()
+        assert isinstance(engine._lockstep._found, Found) == at_once
+        assert same_bits(x, y.contiguous())
+
+
+@pytest.mark.parametrize(
+    ("changes", "at_once"),
+    [({"blur_sigma": 0.0}, True), ({"correct": False}, False)] + [({"backend": "triton"}, False)] * (DEVICE == "cuda"),
+)
+def test_settings_that_csrc_serves_or_not(by_csrc, changes, at_once):
+    runs = Runs(SHAPES["latents"], settings(**changes))
+    (x, first), (y, second) = runs.run(), runs.run()
+    assert isinstance(second._lockstep._found, Found) == at_once
+    assert same_bits(x, y)
+    assert same_detections(first._lockstep.detection, second._lockstep.detection)
