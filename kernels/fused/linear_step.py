@@ -118,6 +118,8 @@ def linear_step_kernel(
             c1 = tl.load(read_1 + at_kept, ok, other=0.0).to(tl.float64)
         if READS > 2:
             c2 = tl.load(read_2 + at_kept, ok, other=0.0).to(tl.float64)
+        if PREVIOUS:  # before the first store, as in step_dynamics
+            before = tl.load(x0 + at_kept, ok, other=0.0)
         following = _sum(sums, wide, wide_output, c0, c1, c2, READS)
         if SOLVER_CLIP or OWN_X0:
             own = tl.load(sums + WIDTH - 2) * wide + tl.load(sums + WIDTH - 1) * wide_output
@@ -138,7 +140,7 @@ def linear_step_kernel(
         if OBSERVE:
             clean = clean_of(state, output, a, b, clip, CLIP)
             if PREVIOUS:
-                change = tl.where(ok, tl.abs(clean - tl.load(x0 + at_kept, ok, other=0.0)), 0.0)
+                change = tl.where(ok, tl.abs(clean - before), 0.0)
                 if MAX:
                     total = larger(total, change)
                 else:

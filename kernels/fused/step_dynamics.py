@@ -18,6 +18,35 @@ from torch import Tensor
 from ascedfast.solver import Update
 
 
+@triton.jit
+def _inputs(
+    x,
+    m,
+    x0_prev,
+    x_channel,
+    m_channel,
+    prev_channel,
+    at_x,
+    at_m,
+    at_prev,
+    location,
+    locations,
+    first,
+    C: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PREVIOUS: tl.constexpr,
+):
+    """State, model output and, where PREVIOUS, the last x0_hat of the channels from ``first`` on."""
+    channel = first + tl.arange(0, CHANNELS).to(tl.int64)[:, None]
+    ok = (location < locations)[None, :] & (channel < C)
+    state = tl.load(x + channel * x_channel + at_x[None, :], ok, other=0.0)
+    output = tl.load(m + channel * m_channel + at_m[None, :], ok, other=0.0)
+    before = state
+    if PREVIOUS:
+        before = tl.load(x0_prev + channel * prev_channel + at_prev[None, :], ok, other=0.0)
+    return state, output, before
+
+
 @triton.jit(do_not_specialize=["step", "slot", "clip", "solver_clip"])
 def step_dynamics_kernel(
     x,  # [R, C, D, H, W], fp32 | fp16 | bf16
@@ -94,11 +123,49 @@ def step_dynamics_kernel(
     a = tl.load(table)
     b = tl.load(table + 1)
     total = tl.zeros((BLOCK,), tl.float32)
+    x += row * x_row
+    m += row * m_row
+    x0_prev += row * prev_row
+    # Loads come before the stores they could follow, those of the next channels too: a compiler that cannot rule out
+    # that they meet keeps their order, and a load behind a store would wait for memory once more.
+    state, output, before = _inputs(
+        x,
+        m,
+        x0_prev,
+        x_channel,
+        m_channel,
+        prev_channel,
+        at_x,
+        at_m,
+        at_prev,
+        location,
+        locations,
+        0,
+        C,
+        CHANNELS,
+        PREVIOUS,
+    )
     for first in tl.static_range(0, C, CHANNELS):
         channel = first + tl.arange(0, CHANNELS).to(tl.int64)[:, None]
         ok = (location < locations)[None, :] & (channel < C)
-        state = tl.load(x + row * x_row + channel * x_channel + at_x[None, :], ok, other=0.0)
-        output = tl.load(m + row * m_row + channel * m_channel + at_m[None, :], ok, other=0.0)
+        if first + CHANNELS < C:
+            coming, coming_output, coming_before = _inputs(
+                x,
+                m,
+                x0_prev,
+                x_channel,
+                m_channel,
+                prev_channel,
+                at_x,
+                at_m,
+                at_prev,
+                location,
+                locations,
+                first + CHANNELS,
+                C,
+                CHANNELS,
+                PREVIOUS,
+            )
         at_result = row * next_row + channel * next_channel + at_next[None, :]
         if SOLVER != "none":
             older = state.to(tl.float32)
@@ -122,13 +189,16 @@ def step_dynamics_kernel(
         if OBSERVE:
             clean = clean_of(state.to(tl.float32), output.to(tl.float32), a, b, clip, CLIP)
             if PREVIOUS:
-                before = tl.load(x0_prev + row * prev_row + channel * prev_channel + at_prev[None, :], ok, other=0.0)
                 change = tl.where(ok, tl.abs(clean - before), 0.0)
                 if MAX:
                     total = larger(total, change)
                 else:
                     total += tree_sum(change, CHANNELS, BLOCK)
             tl.store(x0 + row * x0_row + channel * x0_channel + at_x0[None, :], clean, ok)
+        if first + CHANNELS < C:
+            state = coming
+            output = coming_output
+            before = coming_before
     if PREVIOUS:
         if not MAX:
             total = total * (1.0 / C)
