@@ -46,13 +46,14 @@ class Probe:
 def memory_of(scheduler: SchedulerMixin) -> dict[Entry, Tensor]:
     """The tensors that a scheduler remembers from earlier steps; the newest of a list stands at 0."""
     found = {}
+    held = scheduler.__dict__  # not getattr: a scheduler looks in its configuration for what it lacks
     for name in LISTS:
-        for age, entry in enumerate(reversed(getattr(scheduler, name, None) or [])):
+        for age, entry in enumerate(reversed(held.get(name) or [])):
             if entry is not None:
                 found[name, age] = entry
     for name in SINGLES:
-        if isinstance(getattr(scheduler, name, None), Tensor):
-            found[name, 0] = getattr(scheduler, name)
+        if isinstance(held.get(name), Tensor):
+            found[name, 0] = held[name]
     return found
 
 
