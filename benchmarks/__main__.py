@@ -3,6 +3,7 @@
 
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -95,14 +96,17 @@ def _chart() -> int:
     if not files:
         console.print("no results are saved")
         return 1
-    records = files[_latest(files)]
+    records = results.explain(_latest(files))
     console.print(f"wrote {chart.draw(records, CHART)}")
-    if table.write_between_marks(ROOT / "README.md", table.markdown(records)):
-        console.print("wrote the README's table")
+    tables = {"benchmarks": table.markdown, "misses": table.misses, "ceilings": table.ceilings}
+    for path in (ROOT / "README.md", ROOT / "benchmarks" / "README.md"):
+        for name, make in tables.items():
+            if table.write_between_marks(path, name, make(records)):
+                console.print(f"wrote the table of {name} in {path.relative_to(ROOT)}")
     return 0
 
 
-def _latest(files: dict) -> object:
+def _latest(files: dict[Path, list[Record]]) -> Path:
     """The file to show: an H100's, which the targets name, else the first."""
     return next((path for path in files if "h100" in path.name), next(iter(files)))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.limits import limit_of
 from benchmarks.measurement import NAMES, Bench, Measurement
 from benchmarks.source import ROOT, sha256_of_tests, source_sha256
 from benchmarks.targets import TARGETS
@@ -40,6 +41,7 @@ FIELDS = [
     "launches",
     "peak_bytes",
     "note",
+    "limit",
     "source_sha256",
     "torch",
     "triton",
@@ -71,6 +73,7 @@ def record(id: str, measured: Measurement, bench: Bench, command: str) -> Record
         "bar": target.bar,
         "met": target.met(measured.value),
         "unit": target.unit,
+        "limit": None if target.met(measured.value) is not False else limit_of(id),
         "source_sha256": source_sha256(),
         "torch": torch.__version__,
         "triton": version("triton"),
@@ -113,6 +116,17 @@ def save(records: Sequence[Record], folder: Path) -> Path:
 def load(path: Path) -> list[Record]:
     """The records of a saved file."""
     return json.loads(path.read_text())
+
+
+def explain(path: Path) -> list[Record]:
+    """Write into a saved file what ``limits`` says of its misses today; its records."""
+    records = [
+        {name: entry.get(name) for name in FIELDS}
+        | {"limit": limit_of(entry["id"]) if entry["met"] is False and entry["value"] is not None else None}
+        for entry in load(path)
+    ]
+    save(records, path.parent)
+    return records
 
 
 def saved(folder: Path) -> dict[Path, list[Record]]:

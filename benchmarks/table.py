@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.results import Record
 from benchmarks.source import source_sha256
 
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 SIGNS = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}
 
 
@@ -72,13 +72,34 @@ def badness(entry: Record) -> float:
     return value / bar if bar > 0 else float("inf")
 
 
-def write_between_marks(path: Path, text: str) -> bool:
-    """Replace what stands between BEGIN and END in a file; whether it has these marks."""
-    before = path.read_text()
-    if BEGIN not in before or END not in before:
+def misses(records: Sequence[Record]) -> str:
+    """A row a missed bar, the farthest first: by how much, and what stands in the way."""
+    missed = [entry for entry in records if entry["met"] is False and entry["value"] is not None]
+    lines = ["| id | value | bar | over the bar by | what stands in the way |", "|---|---|---|---|---|"]
+    for entry in sorted(missed, key=badness, reverse=True):
+        figures = f"{_figure(entry['value'])} | {_figure(entry['bar'])} | {badness(entry) - 1:.1%}"
+        lines.append(f"| {entry['id']} | {figures} | {entry['limit'] or 'not known'} |")
+    return "\n".join(lines)
+
+
+def ceilings(records: Sequence[Record]) -> str:
+    """A row an op and size: its time, its ceiling (one launch, or its bytes) and the distance between them."""
+    lines = ["| op | plane | us | ceiling, us | times its ceiling |", "|---|---|---|---|---|"]
+    for entry in records:
+        if entry["id"].startswith("P2/op/") and entry["value"] is not None:
+            op, plane = entry["id"].split("/")[2:]
+            figures = " | ".join(_figure(entry[name]) for name in ("ours_us", "baseline_us", "value"))
+            lines.append(f"| {op} | {plane} | {figures} |")
+    return "\n".join(lines)
+
+
+def write_between_marks(path: Path, name: str, text: str) -> bool:
+    """Replace what stands between the BEGIN and END of this name in a file; whether it has these marks."""
+    before, begin, end = path.read_text(), BEGIN.format(name), END.format(name)
+    if begin not in before or end not in before:
         return False
-    head, tail = before.partition(BEGIN)[0], before.partition(END)[2]
-    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+    head, tail = before.partition(begin)[0], before.partition(end)[2]
+    path.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
     return True
 
 

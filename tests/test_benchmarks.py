@@ -20,7 +20,7 @@ from ascedfast.config import HALF_GREY_LEVEL
 
 sys.path.append(str(Path(__file__).parent.parent))  # benchmarks/ is not installed
 
-from benchmarks import compare, device, graphed, models, plain, released, results, table, timing, trace
+from benchmarks import compare, device, graphed, limits, models, plain, released, results, table, timing, trace
 from benchmarks.measurement import Bench, Measurement
 from benchmarks.runner import all_cases, run
 from benchmarks.targets import GROUPS, PIPELINES, TARGETS
@@ -204,12 +204,36 @@ def test_chart_and_table(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         chart.draw([fake(id, value=None) for id in TARGETS], tmp_path / "none.png")
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
-    assert table.write_between_marks(readme, table.markdown(entries))
+    begin, end = table.BEGIN.format("benchmarks"), table.END.format("benchmarks")
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    assert not table.write_between_marks(readme, "misses", "")
+    assert table.write_between_marks(readme, "benchmarks", table.markdown(entries))
     text = readme.read_text()
     assert "old\n" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
+
+
+def test_misses_say_by_how_much_and_what_stands_in_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "LIMITS", {"P3/*packed": "half a line at a time", "P3/*": "none of it"})
+    values = {"P1/DDIM": 0.66, "P3/64x4096x64 packed": 0.8, "P4/FLUX": None}
+    entries = [fake(id, value=values.get(id, TARGETS[id].bar)) for id in TARGETS]
+    for entry in entries:
+        entry["met"] = TARGETS[entry["id"]].met(entry["value"])
+    path = results.save(entries, tmp_path)
+    explained = {entry["id"]: entry for entry in results.explain(path)}
+    assert explained == {entry["id"]: entry for entry in results.load(path)}
+    assert [id for id, entry in explained.items() if entry["limit"]] == ["P3/64x4096x64 packed"]
+    rows = table.misses(list(explained.values())).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| P1/DDIM", "| P3/64x4096x64 packed"]  # a bar of .33 by 100 %
+    assert rows[0].endswith("| 100.0% | not known |")
+    assert rows[1].endswith("| half a line at a time |")
+
+
+def test_ceilings_have_a_row_an_op_and_plane():
+    rows = table.ceilings([fake(id, value=2.0) for id in TARGETS]).splitlines()[2:]
+    assert len(rows) == sum(id.startswith("P2/op/") for id in TARGETS)
+    assert rows[0].startswith("| step_dynamics | 128x128 | ")
 
 
 def test_the_chart_has_each_target_in_one_row_and_names_the_worst():
