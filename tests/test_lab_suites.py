@@ -17,7 +17,7 @@ from tiny import quietly
 from typer.testing import CliRunner
 
 from ascedfast.cli import app
-from ascedfast.lab import cli, families, probe, repairs, steps, suites
+from ascedfast.lab import cli, families, probe, repairs, sources, steps, suites
 from ascedfast.lab.claims import CLAIMS, MissingResults, decide
 from ascedfast.lab.figures import Figures, difference_of
 from ascedfast.lab.report import claims_table, number, write_page, write_table
@@ -257,7 +257,7 @@ def invoke(*words):
 
 
 def test_the_command_line_runs_resumes_and_reports(tmp_path, monkeypatch):
-    monkeypatch.setattr(suites, "source_hash", lambda: "two")
+    monkeypatch.setattr(sources, "source_hash", lambda: "two")
     where = ("--family", "toy", "--size", "small", "--out", tmp_path)
     done = invoke("run", "--suite", "calls", "--suite", "evaluations", *where, "--json")
     assert done.exit_code == 0, done.output
@@ -274,7 +274,7 @@ def test_the_command_line_runs_resumes_and_reports(tmp_path, monkeypatch):
     assert json.loads(done.stdout)["verdicts"] is None
     assert "No verdicts" in (tmp_path / "report.html").read_text()
     assert json.loads((tmp_path / "figures.json").read_text())[0]["n"] >= 1
-    monkeypatch.setattr(suites, "source_hash", lambda: "three")
+    monkeypatch.setattr(sources, "source_hash", lambda: "three")
     done = invoke("run", "--suite", "calls", *where)
     assert done.exit_code == 2
     assert "made by other code" in done.output
@@ -287,14 +287,14 @@ def test_several_runs_fill_one_folder(tmp_path):
         assert run.wait() == 0, run.stderr.read()
         run.stderr.close()
     assert len(list((tmp_path / "calls").glob("Cell-*.json"))) == 2
-    assert len(read_results(tmp_path, ["toy", "toy-blend"], "small", suites.source_hash(), ["calls"])) == 2
+    assert len(read_results(tmp_path, ["toy", "toy-blend"], "small", sources.source_hash(), ["calls"])) == 2
     assert {look["cell"].split()[0] for look in read_looks(tmp_path / "looks.jsonl")} == {"toy", "toy-blend"}
     assert json.loads((tmp_path / "batch.json").read_text()) == 500
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
 
 
 def test_damaged_files_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(suites, "source_hash", lambda: "two")
+    monkeypatch.setattr(sources, "source_hash", lambda: "two")
     where = ("--family", "toy", "--size", "small", "--out", tmp_path, "--benchmarks", tmp_path)
     assert invoke("run", "--suite", "calls", *where[:6]).exit_code == 0
     (path,) = (tmp_path / "calls").glob("Cell-*.json")
@@ -318,14 +318,14 @@ def test_damaged_files_are_named(tmp_path, monkeypatch):
 
 
 def test_the_weights_of_a_folder_are_part_of_its_source(tmp_path):
-    assert suites.source_of("F1", "one") == suites.source_of(str(tmp_path), "one") == "one"
+    assert sources.source_of("toy", "one") == sources.source_of(str(tmp_path), "one") == "one"
     (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "net.safetensors").write_bytes(b"1")
-    before = suites.source_of(str(tmp_path), "one")
+    before = sources.source_of(str(tmp_path), "one")
     (tmp_path / "samples.png").write_bytes(b"1")
-    assert suites.source_of(str(tmp_path), "one") == before != suites.source_of(str(tmp_path), "two")
+    assert sources.source_of(str(tmp_path), "one") == before != sources.source_of(str(tmp_path), "two")
     (tmp_path / "net.safetensors").write_bytes(b"2")
-    assert suites.source_of(str(tmp_path), "one") != before
+    assert sources.source_of(str(tmp_path), "one") != before
 
 
 def test_a_folder_of_a_pipeline_is_measured_as_far_as_it_goes(tmp_path):

@@ -58,7 +58,8 @@ def run(
     check_extra()
     from ascedfast.cli import check_device, check_writable, quiet_diffusers
     from ascedfast.lab.cells import StaleResultError
-    from ascedfast.lab.suites import SUITES, Lab, cells_of, run_suite, source_hash
+    from ascedfast.lab.sources import source_hash
+    from ascedfast.lab.suites import SUITES, Lab, cells_of, run_suite
 
     names = list(suite or SUITES)
     try:
@@ -120,7 +121,8 @@ def _read(path: Path) -> Any:
 def _figures(out: Path, families: list[str] | None, size: str) -> Any:
     from ascedfast.lab.cells import StaleResultError
     from ascedfast.lab.figures import Figures
-    from ascedfast.lab.suites import read_results, source_hash
+    from ascedfast.lab.sources import source_hash
+    from ascedfast.lab.suites import read_results
 
     try:
         results = read_results(out, families, size, source_hash())

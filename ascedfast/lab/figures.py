@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ascedfast.lab.sources import source_of
 from ascedfast.lab.statistics import Estimate, paired_bootstrap, seed_set_interval, wilson
-from ascedfast.lab.suites import Cell, Result, command_of, source_of
+from ascedfast.lab.suites import Cell, Result, command_of
 
 BASES = ("original", "state replacement", "score clipping", "permuted", "rolled")
 """Runs that the others of a seed set are compared with, where they are there."""
@@ -54,6 +55,7 @@ class Figures:
 
     def __init__(self, results: Mapping[Cell, Result], source: str) -> None:
         self.results, self.source = dict(results), source
+        self._sources: dict[str, str] = {}
         self.all = [*self._own(), *self._combined()]
 
     def find(self, suite: str, family: str, measure: str, run: str, part: str | None = None, **settings) -> Figure:
@@ -87,7 +89,9 @@ class Figures:
         seeds = (min(cell.start for cell in cells), max(cell.start + cell.count for cell in cells))
         command = command_of([one.suite], [one.family], one.size)
         where = (one.suite, one.family, one.part)
-        source = source_of(one.family, self.source)
+        source = self._sources.get(one.family) or self._sources.setdefault(
+            one.family, source_of(one.family, self.source)
+        )
         return Figure(*where, measure, run, *estimate, seeds, tuple(settings), source, command)
 
     def _own(self) -> Iterator[Figure]:

@@ -17,6 +17,7 @@ from ascedfast.lab.planted import held_out, plant_rows
 from ascedfast.lab.planting import outcome
 from ascedfast.lab.rivals import LastLayerLaplace, Segmenter, train_segmenter
 from ascedfast.lab.sampling import start_noise
+from ascedfast.lab.sources import trained_on
 from ascedfast.lab.statistics import (
     Estimate,
     auroc,
@@ -30,7 +31,7 @@ from ascedfast.lab.statistics import (
     wilson,
 )
 from ascedfast.lab.subject import MissingAbility, Subject, ability
-from ascedfast.lab.suites import TRAINED_ON, Cell, Lab
+from ascedfast.lab.suites import Cell, Lab
 
 HIT_IOU = 0.3
 RATES = (0.01, 0.05)
@@ -82,7 +83,7 @@ def more_detectors(subject: Subject, lab: Lab, cell: Cell) -> dict[str, detector
         lab.cache[key] = {}
         with contextlib.suppress(MissingAbility):
             lab.cache[key]["laplace"] = _laplace(subject).detector(subject)
-        lab.cache[key][STAND_IN] = stand_in(lab, TRAINED_ON.get(cell.family, "F3"), cell.size).detector()
+        lab.cache[key][STAND_IN] = stand_in(lab, trained_on(cell.family), cell.size).detector()
     return lab.cache[key]
 
 

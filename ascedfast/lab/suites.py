@@ -7,7 +7,6 @@ reason why this family has no such measurement.
 """
 
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from rich.console import Console
 
 from ascedfast.lab.cells import StaleResultError, file_name, read_cells, run_cells
 from ascedfast.lab.seeds import REPORTING_START, ReportingSeeds, TuningSeeds
+from ascedfast.lab.sources import source_of
 from ascedfast.lab.subject import MissingAbility, Subject, load
 
 Size = Literal["small", "full"]
@@ -60,8 +60,6 @@ def role_of(family: str) -> Role:
 
 
 WEAK = tuple(name for name, role in ROLES.items() if role.of == "F1")
-TRAINED_ON = {"F1": "F3", "F2": "F3", "F5": "F3", "F3": "F1", "toy": "toy-blend", "toy-blend": "toy"}
-"""Whose planted traps the stand-in was trained on, by the family that it is used on; a DiT's: F3."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,8 @@ class Lab:
         """The cell's reporting seeds, after a line in the log of looks."""
         seeds = ReportingSeeds.of(cell.start, cell.count)
         label = f"{cell.family} {cell.part} {cell.start}"
-        return seeds.look(self.folder / "looks.jsonl", suite=cell.suite, cell=label, source=self.source)
+        source = source_of(cell.family, self.source)
+        return seeds.look(self.folder / "looks.jsonl", suite=cell.suite, cell=label, source=source)
 
     def tuning(self, count: int, start: int = 0) -> range:
         return TuningSeeds.of(start, count).seeds
@@ -332,43 +331,3 @@ def _whole(result: Result) -> bool:
         and all(isinstance(one, dict) for one in values.values())
         and all(isinstance(one, str) for one in flags.values())
     )
-
-
-REPORTING = ("cli", "report", "claims", "figures", "lab_plots", "parity")
-TRAINING = ("training", "loop", "jobs", "cards", "model_cards")
-"""What makes the weights; the weights themselves are in the hash."""
-
-
-MODELS = (".safetensors", "config.json", "judge-fashion32.json", "judge-emoji64.json")
-"""Ends of the names of the files that decide what a model or a judge does; pictures, cards and logs do not."""
-
-
-@functools.cache
-def source_hash() -> str:
-    """SHA-256 of what results depend on: the engine's arithmetic, the laboratory, its weights and those of the
-    package, less what only trains or reports. Read once a process."""
-    package = Path(__file__).parent.parent
-    engine = ("config", "detect", "noise", "ops", "process", "reference", "schedule")
-    files = [package / f"{name}.py" for name in engine]
-    files += [path for path in (package / "lab").glob("*.py") if path.stem not in (*REPORTING, *TRAINING)]
-    files += _models(package / "lab" / "weights") + _models(package / "assets")
-    return _digest(package, files)
-
-
-def source_of(family: str, source: str) -> str:
-    """``source``; of a pipeline's folder a hash of both, so that new weights in it make its results stale."""
-    folder = Path(family)
-    if family in ROLES or not (folder / "model_index.json").is_file():
-        return source
-    return hashlib.sha256(f"{source} {_digest(folder, _models(folder))}".encode()).hexdigest()
-
-
-def _models(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and path.name.endswith(MODELS)]
-
-
-def _digest(root: Path, files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
