@@ -10,8 +10,8 @@ from ascedfast.lab import claims
 from ascedfast.lab.claims import CLAIMS, Case, MissingResults, above, both, c10, c17, decide, verdict
 from ascedfast.lab.figures import Figures, MissingFigure
 from ascedfast.lab.parity import NoCheckout, count, read
-from ascedfast.lab.statistics import Estimate
 from ascedfast.lab.sources import source_of
+from ascedfast.lab.statistics import Estimate
 from ascedfast.lab.suites import Cell, cells_of
 
 

@@ -18,8 +18,6 @@ def trained_on(family: str) -> str:
 REPORTING = ("cli", "report", "claims", "figures", "lab_plots", "parity")
 TRAINING = ("training", "loop", "jobs", "cards", "model_cards")
 """What makes the weights; the weights themselves are in the hash."""
-
-
 MODELS = (".safetensors", "config.json")
 """Ends of the names of the files that decide what a model does; pictures, cards and logs do not."""
 
@@ -27,11 +25,11 @@ MODELS = (".safetensors", "config.json")
 @functools.cache
 def source_hash() -> str:
     """SHA-256 of the code that results depend on: the engine's arithmetic and the laboratory, less what only trains or
-    reports. Read once a process."""
+    reports; ``emoji`` belongs to the families that it concerns. Read once a process."""
     package = Path(__file__).parent.parent
     engine = ("config", "detect", "noise", "ops", "process", "reference", "schedule")
     files = [package / f"{name}.py" for name in engine]
-    files += [path for path in (package / "lab").glob("*.py") if path.stem not in (*REPORTING, *TRAINING)]
+    files += [path for path in (package / "lab").glob("*.py") if path.stem not in (*REPORTING, *TRAINING, "emoji")]
     return _digest(package, files)
 
 
@@ -64,6 +62,7 @@ def _weights(name: str) -> str:
     source = families.split_name(name)[0].data
     files += _models(families.WEIGHTS / f"features-{source}") + _models(families.WEIGHTS / f"patches-{source}")
     files += families.WEIGHTS.glob(f"judge-{source}.json")
+    files += [Path(__file__).parent / "emoji.py"] if source == "emoji64" else []
     return _digest(Path(__file__).parent.parent, files)
 
 
