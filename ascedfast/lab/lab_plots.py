@@ -201,5 +201,5 @@ def _probe(figures: Figures) -> Iterator[Plot]:
 
 def _harm(figures: Figures) -> Iterator[Plot]:
     yield from _intervals(
-        figures, "harm", "defect rate less original's", "defects that forced masks add to clean images", 0.0, "share"
+        figures, "harm", "defect rate less original's", "defects that forced masks add", 0.0, "share"
     )

@@ -244,7 +244,7 @@ SUITES: dict[str, Suite] = {
         ),
         Suite(
             "harm",
-            "Masks forced on clean images (Fig. 6)",
+            "Masks of other samples forced (Fig. 6)",
             "repairs:harm",
             _cells("harm", ("set",), 24, 1000, sets=(3, 10)),
             MAIN,
