@@ -200,6 +200,4 @@ def _probe(figures: Figures) -> Iterator[Plot]:
 
 
 def _harm(figures: Figures) -> Iterator[Plot]:
-    yield from _intervals(
-        figures, "harm", "defect rate less original's", "defects that forced masks add", 0.0, "share"
-    )
+    yield from _intervals(figures, "harm", "defect rate less original's", "defects that forced masks add", 0.0, "share")
