@@ -24,7 +24,7 @@ from benchmarks.measurement import Bench, Cases, Measurement
 from benchmarks.targets import PIPELINES
 from benchmarks.timing import interleaved, spread, upper_limit, wall_us
 
-PAIRS = {"SD1.5": 60, "SDXL": 60, "FLUX": 20, "Wan": 20}
+PAIRS = {"SD1.5": 40, "SDXL": 24, "FLUX": 20, "Wan": 20}
 STEPS, T_C = 6, 4
 
 

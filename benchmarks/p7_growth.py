@@ -13,6 +13,8 @@ from benchmarks.targets import GROWTH
 
 DTYPE = torch.bfloat16
 SHARE = 0.85
+COMPARED = 1 << 26
+"""Bytes up to which a copy is timed beside the step: there the time of one pass through memory counts, not its rate."""
 
 
 def cases(bench: Bench) -> Cases:
@@ -29,7 +31,9 @@ def _over_floor(bench: Bench, name: str) -> Measurement:
         return Measurement(shape=shape, dtype=DTYPE, note=f"needs {needed >> 30} GiB, more than this device can spare")
     steps = step_calls(bench, shape, DTYPE)
     times, how = graph_us([step.call for step in steps], bench.device, bench.repeats(10))
-    bytes_a_call, note = steps[0].bytes, steps[0].note
+    bytes_a_call, notes = steps[0].bytes, [f"timed by {how}", steps[0].note]
+    if bytes_a_call <= COMPARED:
+        notes.append(f"a copy that moves as many bytes takes {_copy_us(bench, bytes_a_call, len(steps)):.3g} us")
     copy = copy_gbps(bench.device)
     floor = max(launch_us(bench.device), bytes_a_call / (SHARE * copy) / 1e3)
     return Measurement(
@@ -43,5 +47,11 @@ def _over_floor(bench: Bench, name: str) -> Measurement:
         share_of_copy=bytes_a_call / times.p50 / 1e3 / copy,
         p20=times.p20 / floor,
         p80=times.p80 / floor,
-        note="; ".join(filter(None, [f"timed by {how}", note])),
+        note="; ".join(filter(None, notes)),
     )
+
+
+def _copy_us(bench: Bench, size: int, sets: int) -> float:
+    """A plain copy that reads and writes ``size`` bytes in all, as many sets of buffers in turn as the steps had."""
+    pairs = [torch.empty(2, max(1, size // 8), device=bench.device) for _ in range(sets)]
+    return graph_us([partial(pair[0].copy_, pair[1]) for pair in pairs], bench.device, bench.repeats(10))[0].p50

@@ -4,6 +4,7 @@
 import pytest
 import torch
 from ascedfast.kernels import step_dynamics as kernel
+from ascedfast.kernels.step_launch import StepLauncher
 from layouts import DEVICES, LAYOUTS, SHAPES, channels_last, same_bits, sliced
 
 from ascedfast import ops
@@ -90,3 +91,22 @@ def test_a_solvers_update_in_every_layout(shape, layout, solver, device):
     got = kernel.step_dynamics(x, m, a, b, previous, None, "mean", update, scalars, own_prev)
     for ours, expected in zip(got, (x0, d, following, own), strict=True):
         assert same_bits(ours, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+@pytest.mark.parametrize("channels", [3, 16, 20, 32, 48, 64, 130])
+def test_channels_side_by_side(channels, reduce, device):
+    """Packed tokens: all tensors of a step lie with a location's channels side by side, and a tile takes up to 64."""
+    g = torch.Generator().manual_seed(4)
+    x, m, previous = (torch.randn(2, 7, 5, channels, generator=g).movedim(-1, 1).to(device) for _ in range(3))
+    table = torch.tensor([[1.0, -0.6, -0.04, 0, 0, 0, 0, 0]], device=device)
+    settings = {"table": table, "updates": [Update("flow", "flow")], "clip": None, "reduce": reduce}
+    launch = StepLauncher(x, m, lambda t: t, **settings)
+    x0, bank = launch.new_x0(x).copy_(previous), torch.full((1, 2, 7, 5), float("nan"), device=device)
+    following, _ = launch(x, m, x0, bank, 0, 0, 2, 0, None)
+    a, b = torch.full((2, 2), 1.0, device=device).mul_(table[0, :2]).unbind(1)
+    expected_x0, expected = ops.step_dynamics(x, m, a, b, previous, reduce=reduce, backend="reference")
+    assert same_bits(x0, expected_x0)
+    assert same_bits(bank[0], expected)
+    assert same_bits(following, x + table[0, 2] * m)

@@ -46,9 +46,8 @@ class HostCopy:
         if not same or self._copy is None:
             return on_host(scheduler)
         twin = _bare_copy(scheduler)  # anew: settings, and where the betas lie, may have changed since
-        for name in LEVELS:
-            if hasattr(self._copy, name):
-                setattr(twin, name, getattr(self._copy, name))
+        held = self._copy.__dict__  # not hasattr: a scheduler looks in its configuration for what it lacks
+        twin.__dict__.update({name: held[name] for name in LEVELS if name in held})
         return twin
 
 

@@ -111,7 +111,7 @@ class LinearLauncher(Launcher):
             WIDTH,
             layout.order(self._strides),
             channels,
-            layout.block(),
+            layout.block(channels),
         )
         tail = (
             0.0 if self._clip is None else self._clip,

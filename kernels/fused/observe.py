@@ -25,6 +25,36 @@ def larger(total, change):
 
 
 @triton.jit
+def plus_groups(total, change, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """total [BLOCK] and the channels of change [CHANNELS, BLOCK]: each 16 as a tree, one such sum after the other."""
+    if CHANNELS <= 16:
+        return total + tree_sum(change, CHANNELS, BLOCK)
+    else:
+        GROUPS: tl.constexpr = CHANNELS // 16
+        values = tl.reshape(change, [GROUPS, 16, BLOCK])
+        values = _fold_each(values, GROUPS, 8, BLOCK)
+        values = _fold_each(values, GROUPS, 4, BLOCK)
+        values = _fold_each(values, GROUPS, 2, BLOCK)
+        values = tl.reshape(_fold_each(values, GROUPS, 1, BLOCK), [GROUPS, BLOCK])
+        if GROUPS == 2:
+            first, second = tl.split(tl.permute(values, [1, 0]))
+            return total + first + second
+        else:
+            tl.static_assert(GROUPS == 4)
+            front, back = tl.split(tl.permute(tl.reshape(values, [2, 2, BLOCK]), [1, 2, 0]))
+            first, second = tl.split(tl.permute(front, [1, 0]))
+            third, fourth = tl.split(tl.permute(back, [1, 0]))
+            return total + first + second + third + fourth
+
+
+@triton.jit
+def _fold_each(values, GROUPS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    """``_fold`` of each group of [GROUPS, 2 * HALF, BLOCK]."""
+    low, high = tl.split(tl.permute(tl.reshape(values, [GROUPS, 2, HALF, BLOCK]), [0, 2, 3, 1]))
+    return low + high
+
+
+@triton.jit
 def _fold(values, HALF: tl.constexpr, BLOCK: tl.constexpr):
     """[2 * HALF, BLOCK] to [HALF, BLOCK]: the first half plus the second."""
     low, high = tl.split(tl.permute(tl.reshape(values, [2, HALF, BLOCK]), [1, 2, 0]))

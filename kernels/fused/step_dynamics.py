@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """step_dynamics: a solver's update, x0_hat = a*x + b*m and the dynamics of a step in one pass over memory.
 
-One program does BLOCK locations of one row, GROUP channels at a time; a location's channels are added in the order of
-``reference.dynamics``, so that the sum does not depend on the batch or on the layout.
+One program does BLOCK locations of one row, some channels at a time (``tile``); a location's channels are added in the
+order of ``reference.dynamics``, so that the sum does not depend on the batch or on the layout.
 """
 
 from collections.abc import Sequence
@@ -10,41 +10,12 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from ascedfast.kernels.observe import clean_of, larger, tree_sum
+from ascedfast.kernels.observe import clean_of, larger, plus_groups
 from ascedfast.kernels.solver import next_state
-from ascedfast.kernels.tile import GROUP, WARPS, Layout, channel_stride, offset_at
+from ascedfast.kernels.tile import WARPS, Layout, channel_stride, offset_at
 from torch import Tensor
 
 from ascedfast.solver import Update
-
-
-@triton.jit
-def _inputs(
-    x,
-    m,
-    x0_prev,
-    x_channel,
-    m_channel,
-    prev_channel,
-    at_x,
-    at_m,
-    at_prev,
-    location,
-    locations,
-    first,
-    C: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    PREVIOUS: tl.constexpr,
-):
-    """State, model output and, where PREVIOUS, the last x0_hat of the channels from ``first`` on."""
-    channel = first + tl.arange(0, CHANNELS).to(tl.int64)[:, None]
-    ok = (location < locations)[None, :] & (channel < C)
-    state = tl.load(x + channel * x_channel + at_x[None, :], ok, other=0.0)
-    output = tl.load(m + channel * m_channel + at_m[None, :], ok, other=0.0)
-    before = state
-    if PREVIOUS:
-        before = tl.load(x0_prev + channel * prev_channel + at_prev[None, :], ok, other=0.0)
-    return state, output, before
 
 
 @triton.jit(do_not_specialize=["step", "slot", "clip", "solver_clip"])
@@ -123,50 +94,16 @@ def step_dynamics_kernel(
     a = tl.load(table)
     b = tl.load(table + 1)
     total = tl.zeros((BLOCK,), tl.float32)
-    x += row * x_row
-    m += row * m_row
-    x0_prev += row * prev_row
-    # Loads come before the stores they could follow, those of the next channels too: a compiler that cannot rule out
-    # that they meet keeps their order, and a load behind a store would wait for memory once more.
-    state, output, before = _inputs(
-        x,
-        m,
-        x0_prev,
-        x_channel,
-        m_channel,
-        prev_channel,
-        at_x,
-        at_m,
-        at_prev,
-        location,
-        locations,
-        0,
-        C,
-        CHANNELS,
-        PREVIOUS,
-    )
     for first in tl.static_range(0, C, CHANNELS):
         channel = first + tl.arange(0, CHANNELS).to(tl.int64)[:, None]
         ok = (location < locations)[None, :] & (channel < C)
-        if first + CHANNELS < C:
-            coming, coming_output, coming_before = _inputs(
-                x,
-                m,
-                x0_prev,
-                x_channel,
-                m_channel,
-                prev_channel,
-                at_x,
-                at_m,
-                at_prev,
-                location,
-                locations,
-                first + CHANNELS,
-                C,
-                CHANNELS,
-                PREVIOUS,
-            )
+        # All loads before the first store: a compiler that cannot rule out that they meet keeps their order, and a load
+        # behind a store would wait for memory a second time.
+        state = tl.load(x + row * x_row + channel * x_channel + at_x[None, :], ok, other=0.0)
+        output = tl.load(m + row * m_row + channel * m_channel + at_m[None, :], ok, other=0.0)
         at_result = row * next_row + channel * next_channel + at_next[None, :]
+        if PREVIOUS:
+            before = tl.load(x0_prev + row * prev_row + channel * prev_channel + at_prev[None, :], ok, other=0.0)
         if SOLVER != "none":
             older = state.to(tl.float32)
             if SOLVER == "dpm2":
@@ -190,15 +127,8 @@ def step_dynamics_kernel(
             clean = clean_of(state.to(tl.float32), output.to(tl.float32), a, b, clip, CLIP)
             if PREVIOUS:
                 change = tl.where(ok, tl.abs(clean - before), 0.0)
-                if MAX:
-                    total = larger(total, change)
-                else:
-                    total += tree_sum(change, CHANNELS, BLOCK)
+                total = larger(total, change) if MAX else plus_groups(total, change, CHANNELS, BLOCK)
             tl.store(x0 + row * x0_row + channel * x0_channel + at_x0[None, :], clean, ok)
-        if first + CHANNELS < C:
-            state = coming
-            output = coming_output
-            before = coming_before
     if PREVIOUS:
         if not MAX:
             total = total * (1.0 / C)
@@ -210,7 +140,8 @@ def variant(
     layout: Layout, strides: Sequence[tuple[int, ...]], observe: int, clip: bool, reduce: str, update: Update | None
 ) -> tuple:
     """The kernel's constexpr arguments, in order. observe: 0 no, 1 x0_hat alone, 2 with the dynamics."""
-    channels = min(GROUP, triton.next_power_of_2(layout.channels))
+    order = layout.order(strides)
+    channels = layout.together(order)
     return (
         layout.channels,
         observe > 0,
@@ -222,9 +153,9 @@ def variant(
         update is None or update.divide,
         update is not None and update.clip is not None,
         update is not None and update.solver != "flow",
-        layout.order(strides),
+        order,
         channels,
-        layout.block(),
+        layout.block(channels),
     )
 
 

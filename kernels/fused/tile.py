@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The tile of a fused step: BLOCK locations of one row, GROUP channels at a time, and how [R, C, *grid] tensors lie."""
+"""The tile of a fused step: some locations of one row, some channels at a time; how [R, C, *grid] tensors lie."""
 
 import math
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from torch import Tensor
 
 GROUP = 16
 """Channels that are added as one tree, see ``reference.dynamics``."""
+TOGETHER = 64
+"""Most channels of a tile where a location's lie side by side: fewer would take a part of each line of memory."""
 TILE, SMALL_TILE = 2048, 512
 """Elements of a program's tile, 16 a thread; 4 a thread where there would be too few programs."""
 ENOUGH = 4096
@@ -53,9 +55,12 @@ class Layout:
         """(row, channel, D, H, W) in elements."""
         return strides_of(x, 2)
 
-    def block(self) -> int:
-        """Locations of a tile."""
-        channels = min(GROUP, triton.next_power_of_2(self.channels))
+    def together(self, order: str) -> int:
+        """Channels of a tile, a power of two, for tensors in this ``order``."""
+        return min(TOGETHER if order == "last" else GROUP, triton.next_power_of_2(self.channels))
+
+    def block(self, channels: int) -> int:
+        """Locations of a tile of so many channels."""
         tile = TILE
         while tile > SMALL_TILE and self.rows * triton.cdiv(self.locations, tile // channels) < ENOUGH:
             tile //= 2
