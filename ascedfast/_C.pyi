@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Stub of the compiled extension (csrc/bindings.cpp); each function's contract is its docstring there."""
 
+from collections.abc import Sequence
+
 def label_regions(
     mask: int,
     strides: tuple[int, int, int, int],
@@ -58,3 +60,33 @@ class KernelLaunch:
         fixed: list[int],
     ) -> None: ...
     def __call__(self, stream: int, *varying: int) -> None: ...
+
+class LaunchSequence:
+    def __init__(self, bases: int) -> None: ...
+    def kernel(self, launch: KernelLaunch, arguments: Sequence[tuple[int, int]]) -> None: ...
+    def medians(
+        self,
+        values: tuple[int, int],
+        stride: int,
+        planes: int,
+        count: int,
+        statistics: tuple[int, int],
+        scratch: tuple[int, int],
+        scratch_bytes: int,
+    ) -> None: ...
+    def label_regions(
+        self,
+        mask: tuple[int, int],
+        strides: Sequence[int],
+        shape: Sequence[int],
+        labels: tuple[int, int],
+        kept: tuple[int, int],
+        overflow: tuple[int, int],
+        connectivity: int,
+        min_area: float,
+        max_area: float,
+        core_width: int,
+        scratch: tuple[int, int],
+        scratch_bytes: int,
+    ) -> None: ...
+    def __call__(self, device: int, stream: int, *bases: int) -> None: ...

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """history_fill_: up to three tensors take ``current`` inside the mask, in place (``reference.history_fill``).
 
-One program does BLOCK locations of one row, reads ``current`` once and writes every entry. A block without a masked
-location ends after reading its mask; outside the mask nothing is written, so that every bit stays.
+One program does BLOCK locations of one row, reads ``current`` once and writes every entry. Outside the mask nothing is
+written, so that every bit stays. In large tensors a block without a masked location ends after reading its mask, and
+elsewhere only what lies inside is read; in small ones, where the wait for memory counts and not the bytes, ``current``
+is read beside the mask.
 """
 
 import functools
@@ -16,7 +18,10 @@ from ascedfast.kernels.grid import grid_of, offset_of, strides_of
 from ascedfast.kernels.prepared import KEPT, PreparedLaunch
 from torch import Tensor
 
-BLOCK = 256
+TILE, MIN_BLOCK, MOST_CHANNELS = 1024, 32, 16
+"""Elements of a program's tile at a time, fewest locations and most channels of it."""
+SMALL = 1 << 20
+"""Elements up to which the wait for memory counts more than the bytes."""
 MOST_ENTRIES = 3
 
 
@@ -66,30 +71,32 @@ def _history_fill(
     w2,
     C: tl.constexpr,
     ENTRIES: tl.constexpr,
+    AT_ONCE: tl.constexpr,  # read ``current`` without waiting for the mask
+    CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(1).to(tl.int64)
     location = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = location < locations
+    there = location < locations
     at = offset_of(location, height, width, mask_d, mask_h, mask_w)
-    inside = tl.load(mask + row * mask_row + at, inside, other=0) != 0
-    if tl.max(inside.to(tl.int32), 0) == 0:
-        return
+    inside = tl.load(mask + row * mask_row + at, there, other=0) != 0
+    if not AT_ONCE:
+        if tl.max(inside.to(tl.int32), 0) == 0:
+            return
+        there = inside
     current += row * current_row + offset_of(location, height, width, current_d, current_h, current_w)
     entry0 += row * row0 + offset_of(location, height, width, d0, h0, w0)
     entry1 += row * row1 + offset_of(location, height, width, d1, h1, w1)
     entry2 += row * row2 + offset_of(location, height, width, d2, h2, w2)
-    for _ in range(C):
-        value = tl.load(current, inside, other=0.0)
-        tl.store(entry0, _converted(value, entry0), inside)
+    for first in range(0, C, CHANNELS):
+        channel = (first + tl.arange(0, CHANNELS)).to(tl.int64)[:, None]
+        value = tl.load(current[None, :] + channel * current_channel, there[None, :] & (channel < C), other=0.0)
+        ok = inside[None, :] & (channel < C)
+        tl.store(entry0[None, :] + channel * channel0, _converted(value, entry0), ok)
         if ENTRIES > 1:
-            tl.store(entry1, _converted(value, entry1), inside)
+            tl.store(entry1[None, :] + channel * channel1, _converted(value, entry1), ok)
         if ENTRIES > 2:
-            tl.store(entry2, _converted(value, entry2), inside)
-        current += current_channel
-        entry0 += channel0
-        entry1 += channel1
-        entry2 += channel2
+            tl.store(entry2[None, :] + channel * channel2, _converted(value, entry2), ok)
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -103,16 +110,20 @@ def _prepared(
     """strides: of the mask, of ``current`` and of three entries; types: of the last four."""
     _, height, width = grid_of(shape[2:])
     locations = math.prod(shape[2:])
+    channels = min(MOST_CHANNELS, triton.next_power_of_2(shape[1]))
+    block = max(MIN_BLOCK, TILE // channels)
     return PreparedLaunch(
         _history_fill,
-        (triton.cdiv(locations, BLOCK), shape[0]),
+        (triton.cdiv(locations, block), shape[0]),
         height,
         width,
         locations,
         *[stride for of_one in strides for stride in of_one],
         shape[1],
         entries,
-        BLOCK,
+        math.prod(shape) <= SMALL,
+        channels,
+        block,
     )
 
 

@@ -24,6 +24,16 @@ BLOCK = 256
 
 
 @triton.jit
+def _four_channels(x0, first, stride, inside, C: tl.constexpr):
+    """x0 of the channels from ``first`` on (int64 [BLOCK], all the same), 0 beyond the last one."""
+    one = tl.load(x0 + first * stride, inside & (first < C), other=0.0)
+    two = tl.load(x0 + (first + 1) * stride, inside & (first + 1 < C), other=0.0)
+    three = tl.load(x0 + (first + 2) * stride, inside & (first + 2 < C), other=0.0)
+    four = tl.load(x0 + (first + 3) * stride, inside & (first + 3 < C), other=0.0)
+    return one, two, three, four
+
+
+@triton.jit
 def _renoise(
     x,  # [R, C, D, H, W], fp32 | fp16 | bf16, written
     mask,  # [R, D, H, W] bool as uint8
@@ -66,6 +76,8 @@ def _renoise(
         return
     a = tl.load(alpha + row)
     s = tl.load(sigma + row)
+    if PERTURB:
+        amount = tl.load(x0_noise + row)
     seed = tl.load(seeds + row).to(tl.uint64, bitcast=True)
     key0, key1 = (seed & 0xFFFFFFFF).to(tl.uint32), (seed >> 32).to(tl.uint32)
     step = tl.load(steps + row).to(tl.uint32)
@@ -78,14 +90,15 @@ def _renoise(
         xi = e
         if PERTURB:
             xi = block_of_normals(counter, draw + group, step, PERTURB_PURPOSE, key0, key1)
+        # All four before the first store, which no compiler may move a load over.
+        known = _four_channels(x0, tl.zeros_like(location) + group * 4, x0_channel, inside, C)
         for word in tl.static_range(4):
             channel = tl.zeros_like(location) + (group * 4 + word)
-            ok = inside & (channel < C)
-            clean = tl.load(x0 + channel * x0_channel, ok, other=0.0)
+            clean = known[word]
             if PERTURB:
-                clean = clean + tl.load(x0_noise + row) * xi[word]
+                clean = clean + amount * xi[word]
             y = a * clean + s * e[word]
-            tl.store(x + channel * x_channel, y.to(x.dtype.element_ty), ok)
+            tl.store(x + channel * x_channel, y.to(x.dtype.element_ty), inside & (channel < C))
 
 
 @functools.lru_cache(maxsize=KEPT)
