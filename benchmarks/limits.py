@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-_HOST = """the host: in float32 the stock's step has no casts (two of FlowMatchEuler's four launches). Ours is one launch
+_HOST = """the host: in float32 the stock's step has no casts (two of FlowMatchEuler's four launches). Ours is a launch
 and some 14 us of Python and driver, and once a run its beginning (260 to 400 us, cold code) and T_c (90 to 140 us). The
 device works 3 us a step"""
 LIMITS: Mapping[str, str] = {
