@@ -16,7 +16,7 @@ from ascedfast._backend import BackendError
 from ascedfast.detect import Detection
 from ascedfast.device_guard import on_device_of
 from ascedfast.noise import seed_to_int64
-from ascedfast.prepared_correction import Found, PreparedCorrection
+from ascedfast.prepared_correction import ALIGNED, Found, PreparedCorrection
 from ascedfast.prepared_detection import PreparedDetection
 from ascedfast.rows import Row
 from ascedfast.solver import SCALARS, Update
@@ -240,15 +240,17 @@ class Lockstep:
         found = self._detect(self.bank)
         if self.config.correct:
             self._renoise_(x, found.grown)
-            self._put_together(x)
-        self._found = found  # last: a failure above leaves the rows as they were
-        return found.grown[:, None] if self.config.correct else None
+        self._found = found  # a failure above leaves the rows as they were
+        if not self.config.correct:
+            return None
+        self._put_together(x)
+        return found.grown[:, None]
 
     def _put_together(self, x: Tensor) -> None:
         from ascedfast.kernels.prepared import NoSequence
 
         key = (x.dtype, x.stride(), self.x0.stride())
-        if key in self._corrections:
+        if key in self._corrections or x.data_ptr() % ALIGNED:
             return
         perturb = self.config.x0_noise > 0
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""T_c of rows in lockstep in two calls of csrc: detection and re-noising, launched with addresses alone.
+"""T_c of rows in lockstep in three calls of csrc: detection and re-noising, launched with addresses alone.
 
 Op by op the host takes 250 us for six launches, most of it to look anew at what never changes between runs of a kind.
-So once a kind's launches have been made, they are put into two ``LaunchSequence``s: smoothing and statistics; then,
-when the smoothing's other buffers are free again, flags, regions, growth and noise.
+So once a kind's launches have been made, they are put into three ``LaunchSequence``s: smoothing and statistics; flags;
+regions, growth and noise. Between them the memory that has served is given back, as the ops do.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from ascedfast import _backend
 from ascedfast.detect import Detection
@@ -22,22 +23,31 @@ ALIGNED = 16
 
 
 class Found(NamedTuple):
-    """What a correction leaves. grown: bool [R, 1, *grid], the corrected locations. kept: uint8, the other parts of the
-    ``Detection``, which is made when somebody asks for it."""
+    """What a correction leaves. grown: bool [R, 1, *grid], the corrected locations. z: float32 [R, *grid]. kept: uint8,
+    the other parts of the ``Detection``, which is made when somebody asks for it."""
 
     grown: Tensor
+    z: Tensor
     kept: Tensor
     starts: tuple[int, ...]
 
     def read(self) -> Detection:
-        """Views of what was left."""
-        mask, dtypes = self.grown[:, 0], (torch.float32, torch.int32, torch.bool)
-        z, labels, found = (
-            self.kept[start : start + mask.numel() * dtype.itemsize].view(dtype).view(mask.shape)
-            for start, dtype in zip(self.starts, dtypes, strict=False)
+        """In the memory of what was left."""
+        labels, mask, overflow = (
+            _apart(self.kept[start : start + like.numel() * dtype.itemsize].view(dtype).view(like.shape))
+            for start, dtype, like in zip(
+                self.starts,
+                (torch.int32, torch.bool, torch.bool),
+                (self.z, self.z, self.z.flatten(1)[:, 0]),
+                strict=True,
+            )
         )
-        overflow = self.kept[self.starts[-1] :][: len(mask)].view(torch.bool)
-        return Detection(found, mask, z, labels, overflow)
+        return Detection(mask, self.grown[:, 0], self.z, labels, overflow)
+
+
+def _apart(part: Tensor) -> Tensor:
+    """The same memory as a storage of its own: torch.save refuses views of one storage in several types."""
+    return from_dlpack(to_dlpack(part))
 
 
 class Parts:
@@ -77,7 +87,7 @@ class PreparedCorrection:
         maps, self._rows, *grid = bank.shape
         self._grid, self._device, self._levels = tuple(grid), bank.device, levels
         self._stream_of = stream_getter()
-        self._smooth = self._smoothing(detect, maps * self._rows, math.prod(grid))
+        self._smooth, self._flag = self._statistics(detect, maps * self._rows, math.prod(grid))
         self._decide = self._decision(detect, levels, keys, x, x0, perturb)
 
     def __call__(self, bank: Tensor, x: Tensor, x0: Tensor, keys: Tensor) -> Found | None:
@@ -86,50 +96,54 @@ class PreparedCorrection:
         at = x.data_ptr()
         if at % ALIGNED:
             return None
-        index = self._device.index
+        index, device, shape = self._device.index, self._device, (self._rows, *self._grid)
         stream = self._stream_of(index)
         other, smoothed = self._bytes(self._other), self._bytes(self._smoothed)
         addresses = (other.data_ptr(), smoothed.data_ptr(), self._weights.data_ptr())
         self._smooth(index, stream, bank.data_ptr(), *addresses)
         del other  # what follows may lie there
-        kept, work = self._bytes(self._kept), self._bytes(self._work)
-        grown = torch.empty((self._rows, 1, *self._grid), dtype=torch.bool, device=self._device)
-        addresses = (smoothed.data_ptr(), kept.data_ptr(), work.data_ptr(), grown.data_ptr(), at, x0.data_ptr())
+        z, flags = torch.empty(shape, device=device), torch.empty(shape, dtype=torch.bool, device=device)
+        self._flag(index, stream, smoothed.data_ptr(), z.data_ptr(), flags.data_ptr())
+        del smoothed
+        kept, scratch = self._bytes(self._kept), self._bytes(self._scratch)
+        grown = torch.empty((self._rows, 1, *self._grid), dtype=torch.bool, device=device)
+        addresses = (flags.data_ptr(), kept.data_ptr(), scratch.data_ptr(), grown.data_ptr(), at, x0.data_ptr())
         self._decide(index, stream, *addresses, self._levels.data_ptr(), keys.data_ptr())
-        return Found(grown, kept, self._starts)
+        return Found(grown, z, kept, self._starts)
 
     def _bytes(self, parts: Parts) -> Tensor:
         return torch.empty(parts.bytes, dtype=torch.uint8, device=self._device)
 
-    def _smoothing(self, detect: PreparedDetection, planes: int, count: int) -> Any:
-        """Addresses of a call: bank, the smoothing's other buffers, its result with the statistics, its weights."""
+    def _statistics(self, detect: PreparedDetection, planes: int, count: int) -> tuple[Any, Any]:
+        """Addresses of the first call: bank, the smoothing's other buffers, its result and the statistics, its weights;
+        of the second: result and statistics, z, flags."""
         native = _backend.native()
-        sequence = native.LaunchSequence(4)
+        smooth, flag = native.LaunchSequence(4), native.LaunchSequence(3)
         blur, self._weights = detect.threshold.smoothing
-        room = native.medians_scratch_bytes(planes)
-        self._other = Parts(1, *[4 * planes * count] * blur.spare)
-        self._smoothed = Parts(2, 4 * planes * count, 8 * planes, room)
-        values, statistics, scratch = self._smoothed.places
-        blur.add_to(sequence, (0, 0), values, self._other.places, (3, 0))
-        detect.threshold.add_statistics_to(sequence, values, planes, count, statistics, scratch, room)
-        return sequence
+        room = native.medians_scratch_bytes(planes) if detect.threshold.by_medians(count) else 0
+        self._other = Parts(1, *[4 * planes * count] * blur.spare, room)
+        self._smoothed = Parts(2, 4 * planes * count, 8 * planes)
+        (*spare, scratch), (values, statistics) = self._other.places, self._smoothed.places
+        blur.add_to(smooth, (0, 0), values, spare, (3, 0))
+        detect.threshold.add_statistics_to(smooth, values, planes, count, statistics, scratch, room)
+        values, statistics = ((0, start) for _, start in self._smoothed.places)
+        detect.threshold.add_flags_to(flag, values, statistics, flags=(2, 0), z=(1, 0))
+        return smooth, flag
 
     def _decision(
         self, detect: PreparedDetection, levels: Tensor, keys: Tensor, x: Tensor, x0: Tensor, perturb: bool
     ) -> Any:
-        """Addresses of a call: the smoothing's result, what is kept, scratch, the grown mask, x, x0, levels, keys."""
+        """Addresses of a call: flags, what is kept, scratch, the grown mask, x, x0, levels, keys."""
         from ascedfast.kernels import renoise
 
         sequence = _backend.native().LaunchSequence(8)
         count = self._rows * math.prod(self._grid)
-        self._kept = Parts(1, 4 * count, 4 * count, count, self._rows)
-        self._work = Parts(2, count, count, detect.labelling_bytes)
-        (_, values), (_, statistics), _ = self._smoothed.places
-        z, labels, mask, overflow = self._kept.places
+        self._kept = Parts(1, 4 * count, count, self._rows)
+        self._scratch = Parts(2, count, detect.labelling_bytes)
+        labels, mask, overflow = self._kept.places
         self._starts = tuple(start for _, start in self._kept.places)
-        flags, across, scratch = self._work.places
-        detect.threshold.add_flags_to(sequence, (0, values), (0, statistics), flags, z)
-        detect.add_labels_to(sequence, flags, labels, mask, overflow, scratch)
+        across, labelling = self._scratch.places
+        detect.add_labels_to(sequence, (0, 0), labels, mask, overflow, labelling)
         detect.grow.add_to(sequence, mask, across, (3, 0))
         grown = torch.empty((self._rows, *self._grid), dtype=torch.bool, device="meta")
         used = (0, 1, 2 if perturb else 0)  # rows of levels

@@ -13,7 +13,7 @@ LIMITS: Mapping[str, str] = {
     "P1/PNDM*": """the host, once a run: the beginning, three watched steps, T_c and the repair of four remembered
 tensors, some 900 us in all beside a stock run of 5 to 7 ms; 19 other steps pay 10 us each to see that none watches""",
     "P2/history_fill_*": """two waits for memory, the mask and then what it lets through; compiled torch reads all at
-once""",
+once. So do small tensors since: not measured yet""",
     "P4/*": """not measured since the network runs in a CUDA graph; the host's noise was larger than what is
 measured""",
     "P7/*": """one pass through memory: a plain copy of as many bytes takes 90 to 97 % of the step's time (see

@@ -73,7 +73,7 @@ def record(id: str, measured: Measurement, bench: Bench, command: str) -> Record
         "bar": target.bar,
         "met": target.met(measured.value),
         "unit": target.unit,
-        "limit": None if target.met(measured.value) is not False else limit_of(id),
+        "limit": limit_of(id) if target.met(measured.value) is False and measured.value is not None else None,
         "source_sha256": source_sha256(),
         "torch": torch.__version__,
         "triton": version("triton"),
@@ -108,9 +108,12 @@ def save(records: Sequence[Record], folder: Path) -> Path:
     kept = {old["id"]: old for old in (load(path) if path.exists() else []) if old["id"] in TARGETS}
     kept |= {new["id"]: new for new in records}
     folder.mkdir(parents=True, exist_ok=True)
-    ordered = [kept[id] for id in TARGETS if id in kept]
-    path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in ordered) + "\n]\n")
+    _write(path, [kept[id] for id in TARGETS if id in kept])
     return path
+
+
+def _write(path: Path, records: Sequence[Record]) -> None:
+    path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in records) + "\n]\n")
 
 
 def load(path: Path) -> list[Record]:
@@ -125,7 +128,7 @@ def explain(path: Path) -> list[Record]:
         | {"limit": limit_of(entry["id"]) if entry["met"] is False and entry["value"] is not None else None}
         for entry in load(path)
     ]
-    save(records, path.parent)
+    _write(path, records)
     return records
 
 

@@ -44,6 +44,7 @@ void LaunchSequence::add_medians(const Place& values,
                                  const Place& scratch,
                                  std::size_t scratch_bytes) {
     for (const Place& place : {values, statistics, scratch}) check(place);
+    if (planes < 0 || count < 1) throw std::invalid_argument("expected planes of one value or more");
     launches_.push_back([=](const Queue& queue, const std::uint64_t* addresses) {
         medians_cuda(pointer_to<const float>(values, addresses),
                      stride,

@@ -11,7 +11,7 @@ from test_diffusers import SENSITIVE
 from ascedfast import AscedConfig, asced, enable_asced
 from ascedfast.adapters import run as adapter_run
 from ascedfast.adapters.schedules import schedule_of
-from ascedfast.adapters.solver_probe import LISTS
+from ascedfast.adapters.solver_probe import LISTS, memory_of
 
 GRID = (32, 24)
 SOLVERS = ["unipc2", "unipc2-flow", "unipc2-eps-space", "unipc3", "deis3-flow", "lms", "plms", "plms-v", "ipndm"]
@@ -210,3 +210,25 @@ def test_pixart_with_dpm_solver():
         out = tiny.run(pipe, kwargs)
         assert handle.report[0].status == "corrected"
         assert out.isfinite().all()
+
+
+class Elsewhere(DPMSolverMultistepScheduler):
+    """Keeps its history in another place."""
+
+    @property
+    def model_outputs(self):
+        return self.__dict__["_outputs"]
+
+    @model_outputs.setter
+    def model_outputs(self, outputs):
+        self.__dict__["_outputs"] = outputs
+
+
+def test_a_subclass_may_keep_its_history_behind_a_property():
+    states = []
+    for kind in (DPMSolverMultistepScheduler, Elsewhere):
+        scheduler = kind()
+        enable_asced(scheduler, seeds=[1, 2])
+        states.append(tiny.sample(scheduler, tiny.randn(2, 3, *GRID, seed=4), tiny.spot(GRID, 2)))
+        assert memory_of(scheduler)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*states, strict=True))

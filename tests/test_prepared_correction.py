@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """T_c by csrc's launch sequences has the bits of the ops one by one; what cannot be put together goes by the ops."""
 
+import io
+
 import emulated_sequence
 import pytest
 import torch
@@ -64,6 +66,8 @@ def test_a_sequence_refuses_what_no_call_can_give():
     sequence = Sequence(2)
     with pytest.raises(ValueError, match="one of 2 addresses, got one after 2"):
         sequence.medians((2, 0), 1, 1, 1, (0, 0), (1, 0), 0)
+    with pytest.raises(ValueError, match="one value or more"):
+        sequence.medians((0, 0), 1, 1, 0, (0, 0), (1, 0), 0)
     places = dict.fromkeys(("mask", "labels", "kept", "overflow", "scratch"), (0, 0))
     rules = {"connectivity": 5, "min_area": 0, "max_area": 9, "core_width": 1}
     with pytest.raises(ValueError, match="connectivity"):
@@ -150,11 +154,12 @@ def test_it_equals_the_reference(by_csrc):
         assert (ours.status, ours.severity) == (theirs.status, theirs.severity)
 
 
-def test_a_state_that_is_not_aligned_is_corrected_by_the_ops(by_csrc):
-    def moved(x):
-        away = torch.empty(x.numel() + 1, device=x.device, dtype=x.dtype)[1:].view(x.shape)
-        return away.copy_(x)
+def moved(x):
+    """The same values at an address that is not aligned."""
+    return torch.empty(x.numel() + 1, device=x.device, dtype=x.dtype)[1:].view(x.shape).copy_(x)
 
+
+def test_a_state_that_is_not_aligned_is_corrected_by_the_ops(by_csrc):
     runs = Runs(SHAPES["latents"], settings())
     x, _ = runs.run()
     runs.make_x = moved
@@ -162,6 +167,23 @@ def test_a_state_that_is_not_aligned_is_corrected_by_the_ops(by_csrc):
     assert y.data_ptr() % ALIGNED
     assert not isinstance(engine._lockstep._found, Found)
     assert same_bits(x, y)
+
+
+def test_a_first_state_that_is_not_aligned_leaves_the_next_ones_their_launches(by_csrc):
+    runs = Runs(SHAPES["latents"], settings(), make_x=moved)
+    runs.run()
+    runs.make_x = lambda x: x
+    assert [isinstance(runs.run()[1]._lockstep._found, Found) for _ in range(2)] == [False, True]
+
+
+def test_what_a_later_run_found_can_be_saved(by_csrc):
+    runs = Runs(SHAPES["rows"], settings())
+    runs.run()
+    _, engine = runs.run()
+    found = engine._lockstep.detection
+    torch.save(list(found), io.BytesIO())
+    torch.save(engine.report, io.BytesIO())
+    assert all(part.untyped_storage().nbytes() == part.nbytes for part in found)
 
 
 def test_other_strides_get_launches_of_their_own(by_csrc):

@@ -62,7 +62,7 @@ def _levels(host: SchedulerMixin) -> tuple:
     named = [held.get(name) for name in BY_ADDRESS]
     named = tuple((id(t), version_of(t), t.device) if isinstance(t, Tensor) else id(t) for t in named)
     levels = (held.get(name) for name in LEVELS)
-    values = tuple((t.dtype, *t.tolist()) if isinstance(t, Tensor) else None for t in levels)
+    values = tuple((t.dtype, t.shape, *t.flatten().tolist()) if isinstance(t, Tensor) else None for t in levels)
     # What stock's step reads from the scheduler itself, where anybody may write.
     read = (held.get("predict_x0"), tuple(held.get("disable_corrector", ())))
     return (*named, *values, *read, held.get("num_inference_steps"), held.get("lower_order_nums", 0))

@@ -9,6 +9,7 @@ has it.
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
@@ -46,15 +47,21 @@ class Probe:
 def memory_of(scheduler: SchedulerMixin) -> dict[Entry, Tensor]:
     """The tensors that a scheduler remembers from earlier steps; the newest of a list stands at 0."""
     found = {}
-    held = scheduler.__dict__  # not getattr: a scheduler looks in its configuration for what it lacks
     for name in LISTS:
-        for age, entry in enumerate(reversed(held.get(name) or [])):
+        for age, entry in enumerate(reversed(_held(scheduler, name) or [])):
             if entry is not None:
                 found[name, age] = entry
     for name in SINGLES:
-        if isinstance(held.get(name), Tensor):
-            found[name, 0] = held[name]
+        if isinstance(one := _held(scheduler, name), Tensor):
+            found[name, 0] = one
     return found
+
+
+def _held(scheduler: SchedulerMixin, name: str) -> Any:
+    """An attribute or None. Not by getattr alone: a scheduler searches its configuration for what it lacks."""
+    if name in scheduler.__dict__ or not hasattr(type(scheduler), name):
+        return scheduler.__dict__.get(name)
+    return getattr(scheduler, name)
 
 
 def remember(scheduler: SchedulerMixin, memory: dict[Entry, Tensor]) -> None:

@@ -225,11 +225,15 @@ class Thresholding:
         """The smoothing and its weights, which stay where they are."""
         return self._blur, self._weights
 
+    def by_medians(self, count: int) -> bool:
+        """Whether the faster way serves planes of so many values."""
+        return self._faster is not None and FASTER_FROM <= count <= FASTER_UPTO
+
     def add_statistics_to(
         self, sequence: Any, values: Place, planes: int, count: int, statistics: Place, scratch: Place, room: int
     ) -> None:
         """See ``PreparedLaunch.add_to``. values: fp32 [planes, count]; scratch: ``room`` bytes for the faster way."""
-        if self._faster is not None and FASTER_FROM <= count <= FASTER_UPTO:
+        if self.by_medians(count):
             sequence.medians(values, count, planes, count, statistics, scratch, room)
         elif count > IN_REGISTERS:
             raise NoSequence  # by sample, in launches that are not prepared
