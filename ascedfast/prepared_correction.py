@@ -24,7 +24,8 @@ ALIGNED = 16
 
 class Found(NamedTuple):
     """What a correction leaves. grown: bool [R, 1, *grid], the corrected locations. z: float32 [R, *grid]. kept: uint8,
-    the other parts of the ``Detection``, which is made when somebody asks for it."""
+    the other parts of the ``Detection``, which is made when somebody asks for it. starts: the bytes of it at which
+    labels, mask and overflow begin."""
 
     grown: Tensor
     z: Tensor
@@ -33,20 +34,18 @@ class Found(NamedTuple):
 
     def read(self) -> Detection:
         """In the memory of what was left."""
-        labels, mask, overflow = (
-            _apart(self.kept[start : start + like.numel() * dtype.itemsize].view(dtype).view(like.shape))
-            for start, dtype, like in zip(
-                self.starts,
-                (torch.int32, torch.bool, torch.bool),
-                (self.z, self.z, self.z.flatten(1)[:, 0]),
-                strict=True,
-            )
-        )
+        at_labels, at_mask, at_overflow = self.starts
+        shape = self.z.shape
+        labels = _part(self.kept, at_labels, torch.int32, shape)
+        mask = _part(self.kept, at_mask, torch.bool, shape)
+        overflow = _part(self.kept, at_overflow, torch.bool, shape[:1])
         return Detection(mask, self.grown[:, 0], self.z, labels, overflow)
 
 
-def _apart(part: Tensor) -> Tensor:
-    """The same memory as a storage of its own: torch.save refuses views of one storage in several types."""
+def _part(buffer: Tensor, start: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    """The tensor that begins at a byte of a buffer, as a storage of its own over the same memory: torch.save refuses
+    views of one storage in several types."""
+    part = buffer[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
     return from_dlpack(to_dlpack(part))
 
 

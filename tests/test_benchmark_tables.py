@@ -6,20 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from layouts import DEVICES
+from test_benchmarks import fake
 
 sys.path.append(str(Path(__file__).parent.parent))  # benchmarks/ is not installed
 
 from benchmarks import chart, limits, results, table
-from benchmarks.measurement import Bench, Measurement
 from benchmarks.targets import TARGETS
-
-BENCH = Bench(torch.device(DEVICES[0]), quick=True)
-
-
-def fake(id, **changes):
-    return {**results.record(id, Measurement(1.0, (1, 2), torch.bfloat16), BENCH, "a test"), "gpu": "a-gpu", **changes}
 
 
 def test_chart_and_table(tmp_path):

@@ -11,15 +11,16 @@ TRAINED_ON = {"F3": "F1", "F4": "F1", "F4-s1": "F1", "F4-px": "F1", "toy": "toy-
 """Whose planted traps the stand-in was trained on, by the family that it is used on: another data set's. Others: F4."""
 
 
-def trained_on(family: str) -> str:
-    return TRAINED_ON.get(family, "F4")
-
-
 REPORTING = ("cli", "report", "claims", "figures", "lab_plots", "parity")
 TRAINING = ("training", "loop", "jobs", "cards", "model_cards")
 """What makes the weights; the weights themselves are in the hash."""
 MODELS = (".safetensors", "config.json")
 """Ends of the names of the files that decide what a model does; pictures, cards and logs do not."""
+
+
+def trained_on(family: str) -> str:
+    """The family on whose planted traps this one's stand-in was trained."""
+    return TRAINED_ON.get(family, "F4")
 
 
 @functools.cache

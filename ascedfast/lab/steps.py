@@ -68,12 +68,12 @@ def second_judge(lab: Lab, family: str, size: str = "full") -> Callable[[Tensor]
         return None
     judge = importlib.import_module("ascedfast.lab.judge")  # what it imports, a toy does without
     full, twin = lab.subject(of), lab.subject(family)
-    key = ("second judge", of, size)
-    if key not in lab.subjects:
-        lab.subjects[key] = judge.DenoisingJudge.calibrated(full, full.real(100 if size == "small" else 2000))
+    key = (of, size)
+    if key not in lab.judges:
+        lab.judges[key] = judge.DenoisingJudge.calibrated(full, full.real(100 if size == "small" else 2000))
 
     def second(images: Tensor) -> tuple[Tensor, Tensor]:
-        score, cells = lab.subjects[key].defects(twin, images)
+        score, cells = lab.judges[key].defects(twin, images)
         return score > 0, F.interpolate(cells[:, None].float(), size=tuple(twin.shape[1:]))[:, 0] > 0
 
     return second

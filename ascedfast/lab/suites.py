@@ -94,6 +94,7 @@ class Lab:
     batch: int = 500
     keep_features: bool = True
     subjects: dict[str, Subject] = field(default_factory=dict)
+    judges: dict[tuple[str, str], Any] = field(default_factory=dict)  # second ones, by full model and size
     cache: dict[tuple, Any] = field(default_factory=dict)
 
     def subject(self, name: str) -> Subject:
