@@ -27,6 +27,8 @@ LARGER_THAN_A_BLOCK = (515, 509)
 """A row of locations beyond the shared memory of any block."""
 LARGER_THAN_A_CLUSTER = 641 * 643
 """Values of a plane beyond the shared memory of any cluster."""
+MORE_THAN_A_MILLION = (1, 3, 601, 603)
+"""A state whose history is filled another way."""
 
 
 def _states(shape: tuple[int, ...], device: torch.device) -> Iterator[Tensor]:
@@ -109,7 +111,7 @@ def _renoise(device: torch.device) -> None:
 
 
 def _history_fill(device: torch.device) -> None:
-    for shape in GRIDS:
+    for shape in (*GRIDS, MORE_THAN_A_MILLION):
         mask = randn((shape[0], *shape[2:]), 4, device) > 0
         entries = list(_states(shape, device))
         for count in (1, 2, 3):

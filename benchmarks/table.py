@@ -38,6 +38,8 @@ def rich_table(records: Sequence[Record], title: str) -> Table:
 def summary(records: Sequence[Record]) -> str:
     """How many bars are met, missed and not measured."""
     held = [entry for entry in records if entry["bar"] is not None]
+    if not held:
+        return "no bar to hold them against"
     blank = sum(entry["value"] is None for entry in held)
     met = sum(entry["met"] for entry in held)
     return f"{met} of {len(held)} bars met, {len(held) - met - blank} missed, {blank} not measured"

@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 import torch
-from layouts import DEVICES, LAYOUTS, SHAPES, channels_last, sliced
+from ascedfast.kernels import history_fill
+from layouts import DEVICES, LAYOUTS, SHAPES, channels_last, sliced, turned
 
 from ascedfast import ops
 from ascedfast._backend import BackendError
@@ -83,6 +84,38 @@ def arguments(shape, layout, current_dtype, dtypes, device, density=0.3):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_every_layout(backend, shape, layout, device):
     check(backend, *arguments(shape, layout, FP32, [FP32, FP16, FP32], device))
+
+
+@pytest.fixture(params=[0, history_fill.SMALL], ids=["large", "small"])
+def kernel(request, monkeypatch):
+    """The kernel as it does large tensors, then as it does small ones."""
+    monkeypatch.setattr(history_fill, "SMALL", request.param)
+    history_fill._prepared.cache_clear()
+    yield
+    history_fill._prepared.cache_clear()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", [*LAYOUTS, None], ids=lambda f: f.__name__ if f else "dense")
+@pytest.mark.parametrize("shape", [(2, 3, 17, 23), (2, 5, 3, 9, 7), (1, 19, 1, 257), (1, 1, 1, 1)], ids=str)
+@pytest.mark.usefixtures("kernel")
+def test_large_and_small(shape, layout, device):
+    current, mask, entries = arguments(shape, layout or sliced, FP32, [FP32, FP16], device)
+    if layout is None:
+        current, mask, entries = current.contiguous(), mask.contiguous(), [e.contiguous() for e in entries]
+    check("triton", current, mask, entries)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["mask", "current", "entry"])
+@pytest.mark.usefixtures("kernel")
+def test_one_that_is_not_dense_among_dense_ones(name, device):
+    current, mask, entries = arguments((2, 3, 8, 8), turned, FP32, [FP32], device)
+    dense = {"current": current.contiguous(), "mask": mask.contiguous(), "entry": entries[0].contiguous()}
+    strided = {"current": current, "mask": mask.mT.contiguous().mT, "entry": entries[0]}
+    one = {**dense, name: strided[name]}
+    assert not one[name].is_contiguous()
+    check("triton", one["current"], one["mask"], [one["entry"]])
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """history_fill_: up to three tensors take ``current`` inside the mask, in place (``reference.history_fill``).
 
-One program does BLOCK locations of one row, reads ``current`` once and writes every entry. Outside the mask nothing is
-written, so that every bit stays. In large tensors a block without a masked location ends after reading its mask, and
-elsewhere only what lies inside is read; in small ones, where the wait for memory counts and not the bytes, ``current``
-is read beside the mask.
+Outside the mask nothing is written, so that every bit stays. In large tensors a program does BLOCK locations of one
+row, and one without a masked location ends after reading its mask; elsewhere only what lies inside is read. In small
+ones, where the wait for memory counts and not the bytes, a program does BLOCK locations of one channel and reads
+``current`` beside the mask.
 """
 
 import functools
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from ascedfast.kernels.grid import grid_of, offset_of, strides_of
+from ascedfast.kernels.grid import grid_of, is_dense, offset_of, strides_of
 from ascedfast.kernels.prepared import KEPT, PreparedLaunch
 from torch import Tensor
 
 TILE, MIN_BLOCK, MOST_CHANNELS = 1024, 32, 16
 """Elements of a program's tile at a time, fewest locations and most channels of it."""
-SMALL = 1 << 20
-"""Elements up to which the wait for memory counts more than the bytes."""
+SMALL, SMALL_BLOCK, MOST_PLANES = 1 << 20, 512, 65535
+"""Elements up to which the wait for memory counts more than the bytes; a program's locations then; a grid's limit."""
 MOST_ENTRIES = 3
 
 
@@ -33,6 +33,16 @@ def _converted(value, entry):
             value = value.to(tl.float32)
         value = value.to(entry.dtype.element_ty)
     return value
+
+
+@triton.jit
+def _write(value, ok, entry0, entry1, entry2, ENTRIES: tl.constexpr):
+    """The value as each entry's dtype has it."""
+    tl.store(entry0, _converted(value, entry0), ok)
+    if ENTRIES > 1:
+        tl.store(entry1, _converted(value, entry1), ok)
+    if ENTRIES > 2:
+        tl.store(entry2, _converted(value, entry2), ok)
 
 
 @triton.jit
@@ -71,32 +81,53 @@ def _history_fill(
     w2,
     C: tl.constexpr,
     ENTRIES: tl.constexpr,
-    AT_ONCE: tl.constexpr,  # read ``current`` without waiting for the mask
-    CHANNELS: tl.constexpr,
+    DENSE: tl.constexpr,  # contiguous tensors: no stride is read, no location taken apart
+    CHANNELS: tl.constexpr,  # 0: one program a channel, which reads ``current`` without waiting for the mask
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(1).to(tl.int64)
-    location = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    location = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if CHANNELS > 0:
+        location = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        own = row * 0
+    else:
+        own = row % C
+        row = row // C
     there = location < locations
-    at = offset_of(location, height, width, mask_d, mask_h, mask_w)
-    inside = tl.load(mask + row * mask_row + at, there, other=0) != 0
-    if not AT_ONCE:
-        if tl.max(inside.to(tl.int32), 0) == 0:
-            return
-        there = inside
-    current += row * current_row + offset_of(location, height, width, current_d, current_h, current_w)
-    entry0 += row * row0 + offset_of(location, height, width, d0, h0, w0)
-    entry1 += row * row1 + offset_of(location, height, width, d1, h1, w1)
-    entry2 += row * row2 + offset_of(location, height, width, d2, h2, w2)
-    for first in range(0, C, CHANNELS):
-        channel = (first + tl.arange(0, CHANNELS)).to(tl.int64)[:, None]
-        value = tl.load(current[None, :] + channel * current_channel, there[None, :] & (channel < C), other=0.0)
-        ok = inside[None, :] & (channel < C)
-        tl.store(entry0[None, :] + channel * channel0, _converted(value, entry0), ok)
-        if ENTRIES > 1:
-            tl.store(entry1[None, :] + channel * channel1, _converted(value, entry1), ok)
-        if ENTRIES > 2:
-            tl.store(entry2[None, :] + channel * channel2, _converted(value, entry2), ok)
+    if DENSE:
+        mask += row * locations + location
+        place = (row * C + own) * locations + location
+        current += place
+        entry0 += place
+        entry1 += place
+        entry2 += place
+        current_channel = locations
+        channel0 = locations
+        channel1 = locations
+        channel2 = locations
+    else:
+        mask += row * mask_row + offset_of(location, height, width, mask_d, mask_h, mask_w)
+        current += row * current_row + own * current_channel
+        entry0 += row * row0 + own * channel0
+        entry1 += row * row1 + own * channel1
+        entry2 += row * row2 + own * channel2
+        current += offset_of(location, height, width, current_d, current_h, current_w)
+        entry0 += offset_of(location, height, width, d0, h0, w0)
+        entry1 += offset_of(location, height, width, d1, h1, w1)
+        entry2 += offset_of(location, height, width, d2, h2, w2)
+    inside = tl.load(mask, there, other=0) != 0
+    if CHANNELS == 0:
+        value = tl.load(current, there, other=0.0)
+        _write(value, inside, entry0, entry1, entry2, ENTRIES)
+    elif tl.max(inside.to(tl.int32), 0) != 0:
+        for first in range(0, C, CHANNELS):
+            channel = (first + tl.arange(0, CHANNELS)).to(tl.int64)[:, None]
+            ok = inside[None, :] & (channel < C)
+            value = tl.load(current[None, :] + channel * current_channel, ok, other=0.0)
+            to0 = entry0[None, :] + channel * channel0
+            to1 = entry1[None, :] + channel * channel1
+            to2 = entry2[None, :] + channel * channel2
+            _write(value, ok, to0, to1, to2, ENTRIES)
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -108,20 +139,25 @@ def _prepared(
     device: torch.device,
 ) -> PreparedLaunch:
     """strides: of the mask, of ``current`` and of three entries; types: of the last four."""
-    _, height, width = grid_of(shape[2:])
-    locations = math.prod(shape[2:])
+    grid = grid_of(shape[2:])
+    locations = math.prod(grid)
+    dense = all(is_dense((shape[0], *shape[1 : len(of_one) - 3], *grid), of_one) for of_one in strides)
+    sizes, flat = grid[1:], tuple(stride for of_one in strides for stride in of_one)
+    if dense:  # Triton passes no argument that is 1, and a launch is shorter by each
+        sizes, flat = (1, 1), (1,) * len(flat)
     channels = min(MOST_CHANNELS, triton.next_power_of_2(shape[1]))
-    block = max(MIN_BLOCK, TILE // channels)
+    planes, block = shape[0], max(MIN_BLOCK, TILE // channels)
+    if math.prod(shape) <= SMALL and shape[0] * shape[1] <= MOST_PLANES:
+        channels, planes, block = 0, shape[0] * shape[1], SMALL_BLOCK
     return PreparedLaunch(
         _history_fill,
-        (triton.cdiv(locations, block), shape[0]),
-        height,
-        width,
+        (triton.cdiv(locations, block), planes),
+        *sizes,
         locations,
-        *[stride for of_one in strides for stride in of_one],
+        *flat,
         shape[1],
         entries,
-        math.prod(shape) <= SMALL,
+        dense,
         channels,
         block,
     )

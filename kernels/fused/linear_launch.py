@@ -97,6 +97,8 @@ class LinearLauncher(Launcher):
         observe = key[0]
         layout, plan = self._layout, self._plan
         channels = min(GROUP, triton.next_power_of_2(layout.channels))
+        order = layout.order(self._strides)
+        sizes, strides = layout.numbers(self._strides, order)
         constants = (
             layout.channels,
             len(sums.reads),
@@ -109,7 +111,7 @@ class LinearLauncher(Launcher):
             self._reduce == "max",
             COLUMNS,
             WIDTH,
-            layout.order(self._strides),
+            order,
             channels,
             layout.block(channels),
         )
@@ -117,12 +119,12 @@ class LinearLauncher(Launcher):
             0.0 if self._clip is None else self._clip,
             0.0 if plan.clip is None else plan.clip,
             layout.rows,
-            *layout.grid[1:],
+            *sizes,
             layout.locations,
             0,
             self._levels.stride(0),
             0,
-            *(stride for tensor in self._strides for stride in tensor),
+            *strides,
             *constants,
         )
         grid = (triton.cdiv(layout.locations, constants[-1]), layout.rows, 1)

@@ -5,7 +5,6 @@ One program does BLOCK locations of one row, some channels at a time (``tile``);
 order of ``reference.dynamics``, so that the sum does not depend on the batch or on the layout.
 """
 
-from collections.abc import Sequence
 
 import torch
 import triton
@@ -136,11 +135,9 @@ def step_dynamics_kernel(
         tl.store(d + at_d, total, location < locations)
 
 
-def variant(
-    layout: Layout, strides: Sequence[tuple[int, ...]], observe: int, clip: bool, reduce: str, update: Update | None
-) -> tuple:
-    """The kernel's constexpr arguments, in order. observe: 0 no, 1 x0_hat alone, 2 with the dynamics."""
-    order = layout.order(strides)
+def variant(layout: Layout, order: str, observe: int, clip: bool, reduce: str, update: Update | None) -> tuple:
+    """The kernel's constexpr arguments, in order. order: ``Layout.order``'s. observe: 0 no, 1 x0_hat alone, 2 with the
+    dynamics."""
     channels = layout.together(order)
     return (
         layout.channels,
@@ -192,7 +189,9 @@ def step_dynamics(
     if own_x0_prev is not None:
         own_x0_prev = own_x0_prev.contiguous()
     strides = [layout.strides(t) for t in (x, m, x0, previous, x0 if x_next is None else x_next)]
-    constants = variant(layout, strides, 1 if x0_prev is None else 2, clip is not None, reduce, update)
+    order = layout.order(strides)
+    constants = variant(layout, order, 1 if x0_prev is None else 2, clip is not None, reduce, update)
+    sizes, flat = layout.numbers(strides, order)
     step_dynamics_kernel[(triton.cdiv(layout.locations, constants[-1]), layout.rows)](
         x,
         m,
@@ -208,11 +207,11 @@ def step_dynamics(
         0.0 if clip is None else clip,
         0.0 if update is None or update.clip is None else update.clip,
         layout.rows,
-        *layout.grid[1:],
+        *sizes,
         layout.locations,
         table.stride(0),
         0,
-        *(stride for tensor in strides for stride in tensor),
+        *flat,
         *constants,
         num_warps=WARPS,
         enable_fp_fusion=False,

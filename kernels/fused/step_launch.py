@@ -108,16 +108,18 @@ class StepLauncher(Launcher):
         observe, which, *_ = key
         update = None if which is None else self._updates[which][0]
         layout = self._layout
-        constants = variant(layout, self._strides, observe, self._clip is not None, self._reduce, update)
+        order = layout.order(self._strides)
+        sizes, strides = layout.numbers(self._strides, order)
+        constants = variant(layout, order, observe, self._clip is not None, self._reduce, update)
         tail = (
             0.0 if self._clip is None else self._clip,
             0.0 if update is None or update.clip is None else update.clip,
             layout.rows,
-            *layout.grid[1:],
+            *sizes,
             layout.locations,
             0,
             self._step_stride,
-            *(stride for tensor in self._strides for stride in tensor),
+            *strides,
             *constants,
         )
         grid = (triton.cdiv(layout.locations, constants[-1]), layout.rows, 1)

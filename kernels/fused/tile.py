@@ -79,3 +79,10 @@ class Layout:
             ):
                 return name
         return "strided"
+
+    def numbers(self, strides: Sequence[tuple[int, ...]], order: str) -> tuple[tuple[int, int], tuple[int, ...]]:
+        """(height, width) and all strides as kernels take them. Dense tensors are read without, but for the strides of
+        rows: the others are 1 then, which Triton does not pass, and a launch is shorter by each."""
+        if order == "strided":
+            return self.grid[1:], tuple(stride for tensor in strides for stride in tensor)
+        return (1, 1), tuple(stride for tensor in strides for stride in (tensor[0], *(1,) * (len(tensor) - 1)))
