@@ -81,7 +81,7 @@ def demo(
         scheduler.set_timesteps(steps)
     except ValueError as error:
         fail(f"--steps {steps}: {error}")
-    with progress_bar(f"sampling {samples} emoji, {mode}") as advance:
+    with progress_bar(f"{samples} emoji, both ways, mode {mode}") as advance:
         result = paired_run(denoiser, scheduler, config, seed=seed, samples=samples, steps=steps, progress=advance)
     share = result.asced_seconds / result.seconds
     report = result.report
@@ -133,8 +133,12 @@ def generate(
                 report = handle.report
     except (FolderError, ValueError) as error:
         fail(str(error))
+    except Exception as error:  # settings of a foreign folder that its classes choke on
+        fail(f"{pipeline} cannot be run: {type(error).__name__}: {str(error)[:500]}")
     report.attach(**images)
-    report.notes = [f"Pipeline {pipeline.name}, {steps} steps, prompt {prompt!r}."]
+    report.notes = [
+        f"Pipeline {pipeline.resolve().name}, {steps} steps{'' if prompt is None else f', prompt {prompt!r}'}."
+    ]
     finish(report, out, as_json, {})
 
 
@@ -144,22 +148,31 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print a saved report."""
-    path = (folder.parent if folder.is_file() else folder) / "report.json"
+    path = folder if folder.suffix == ".json" else folder / "report.json"
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
         table, notes = report_table(saved["rows"]), [str(note) for note in saved["notes"]]
-    except FileNotFoundError:
-        fail(f"{path} does not exist: give the folder that a report was saved into")
+    except (FileNotFoundError, NotADirectoryError):
+        fail(f"{path} does not exist: give the folder that a report was saved into, or its .json file")
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         fail(f"{path} cannot be read: {error}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         fail(f"{path} holds no report: {error!r}")
     if as_json:
         typer.echo(json.dumps(saved))
         return
     for note in notes:
-        Console().print(note, highlight=False, markup=False)
+        Console().print(printable(note), highlight=False, markup=False)
     Console().print(table)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+def printable(text: str) -> str:
+    """Of a text from a file: what does no more than show on a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 @app.command()
@@ -201,7 +214,7 @@ def check_device(device: str) -> None:
 
     try:
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # each kind of device fails in its own way
         fail(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}")
 
 
@@ -219,10 +232,10 @@ def quiet_diffusers() -> None:
 
 
 def check_writable(out: Path) -> None:
-    """Before any work: the folder can be made and written."""
+    """Before any work, and without making the folder: it can be written, or its nearest parent that is there."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".write-test-{os.getpid()}"
+        there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+        probe = there / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -251,7 +264,7 @@ def finish(report: Report, out: Path, as_json: bool, figures: dict[str, float]) 
     console.print(report_table(report.to_dict()["rows"]))
     if "seconds" in figures:
         console.print(
-            f"one corrected run: {figures['seconds']:.1f} s, {figures['asced_share']:.1%} of it in ASCED",
+            f"one corrected run of them all: {figures['seconds']:.1f} s, {figures['asced_share']:.1%} of it in ASCED",
             highlight=False,
         )
     console.print(f"open {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
@@ -264,5 +277,7 @@ def report_table(rows: list[dict[str, Any]]) -> Table:
         severity = row["severity"] if isinstance(row["severity"], str) else f"{row['severity']:.3f}"
         kept = sum(region["kept"] for region in row["regions"])
         status = row["status"] if row["reason"] is None else f"{row['status']}: {row['reason']}"
-        table.add_row(str(i), escape(status), f"{row['area']:.1%}", escape(severity), str(kept), str(row["seed"]))
+        status += "; NaN or Inf after it" * (row.get("finite_after") is False)
+        texts = [escape(printable(text)) for text in (status, severity, str(row["seed"]))]
+        table.add_row(str(i), texts[0], f"{row['area']:.1%}", texts[1], str(kept), texts[2])
     return table

@@ -24,6 +24,8 @@ def to_images(images: Tensor | Sequence[Image.Image]) -> list[Image.Image]:
         if not all(isinstance(image, Image.Image) for image in images):
             raise TypeError("images must be a tensor [R, 3, H, W] in [0, 1] or a list of PIL images")
         return [image.convert("RGB") for image in images]
+    if not images.is_floating_point():
+        raise TypeError(f"images must be float in [0, 1], got {images.dtype}")
     if images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be [R, 1 or 3, H, W], got {tuple(images.shape)}")
     pixels = images.detach().float().nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()

@@ -96,6 +96,8 @@ class RowReport:
     def reason(self) -> str | None:
         """Why there is no severity, in words; None where there is one."""
         why = self.plan.reason or "the row was off when its T_c came, or was not corrected then"
+        if self.plan.reason is not None and "are needed" in self.plan.reason:
+            why += ": take more steps, or a later t_c"
         if self.detection is not None and bool(self.detection.overflow):
             why = "its regions are beyond the bound of the Triton labelling: build the CUDA extension"
         return {
@@ -104,6 +106,11 @@ class RowReport:
             "not finite": "a prediction held NaN or Inf",
             "pending": f"{self.executed} of the {self.plan.t_c} steps before the correction were run",
         }.get(self.status)
+
+    @property
+    def broken_after(self) -> bool:
+        """Whether a step after T_c held NaN or Inf."""
+        return self.finite_after is not None and not bool(self.finite_after)
 
     @property
     def mask(self) -> Tensor | None:
@@ -227,6 +234,10 @@ def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+SHEETS = ("masks", "overview", "dynamics")
+"""Pictures of a saved report beside those that were attached."""
+
+
 class Report(Sequence[RowReport]):
     """The rows of one run, in the order of its batch.
 
@@ -257,7 +268,9 @@ class Report(Sequence[RowReport]):
             return severity if isinstance(severity, str) else f"{severity:.3f}"
 
         lines = [
-            f"row {i}: {row.status}, severity {shown(row.severity)}, area {row.area:.1%}" for i, row in enumerate(self)
+            f"row {i}: {row.status}, "
+            + (row.reason if row.reason else f"severity {shown(row.severity)}, area {row.area:.1%}")
+            for i, row in enumerate(self)
         ]
         return "\n".join(["ascedfast report", *lines])
 
@@ -307,6 +320,10 @@ class Report(Sequence[RowReport]):
             if not name.isidentifier():
                 raise ValueError(f"images are named by an identifier, like 'after', got {name!r}")
             converted = pictures.to_images(batch)
+            if name in SHEETS:
+                raise ValueError(f"{name!r} is a sheet that the report draws itself: choose another name")
+            if len({image.size for image in converted}) > 1:
+                raise ValueError(f"images of several sizes were given as {name!r}")
             if len(converted) != len(self):
                 raise ValueError(f"{len(converted)} images were given as {name!r} for a report of {len(self)} rows")
             self.images[name] = converted

@@ -8,31 +8,58 @@ from typing import Any
 import jinja2
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ascedfast import pictures, plots
-from ascedfast.report import Report, RowReport
+from ascedfast.report import SHEETS, Report, RowReport
 
+IMAGES = "images"
+"""Folder of the single images, as large as they are."""
+LARGE, MOST_REGIONS, WIDEST_FILM = 512, 200, 30000
+"""Of the page: sides of pictures from which they are JPEG, regions of a table, pixels of a film (a JPEG has 65,500)."""
 Z_SHOWN = 8.0
 """Robust z at which the heat maps saturate."""
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """Write the report into ``folder`` (made if missing) and return the files."""
+    """Write the report into ``folder`` (made if missing) and return the files, images first: a disk that fills up then
+    costs the least. What another report left there goes. Raises: OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "report.json", folder / "report.html"]
-    report.save_json(written[0])
-    written[1].write_text(page(report), encoding="utf-8")
+    _clear(folder)
+    pages = [folder / "report.json", folder / "report.html"]
+    written = []
+    singles = {f"{IMAGES}/{name}-{i}": one for name, images in report.images.items() for i, one in enumerate(images)}
+    for name, image in {**singles, **_sheets(report)}.items():
+        written.append(folder / f"{name}.png")
+        written[-1].parent.mkdir(exist_ok=True)
+        image.save(written[-1])
+    report.save_json(pages[0])
+    pages[1].write_text(page(report), encoding="utf-8")
     maps = _maps(report)
     if maps:
-        save_file(maps, folder / "maps.safetensors")
-        (folder / "maps.safetensors").chmod(written[0].stat().st_mode)  # safetensors leaves it to its owner alone
         written.append(folder / "maps.safetensors")
-    for name, image in _sheets(report).items():
-        image.save(folder / f"{name}.png")
-        written.append(folder / f"{name}.png")
-    return written
+        try:
+            save_file(maps, written[-1])
+        except SafetensorError as error:
+            raise OSError(f"{written[-1].name}: {error}") from error
+        written[-1].chmod(pages[0].stat().st_mode)  # safetensors leaves it to its owner alone
+    return pages + written
+
+
+def _clear(folder: Path) -> None:
+    """Remove the pictures of an earlier report: beside those of this one they would look like theirs."""
+    try:
+        json.loads((folder / "report.json").read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no report of ours
+    for name in (*SHEETS, "before", "after"):
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    for path in (folder / IMAGES).glob("*-*.png"):
+        if path.stem.rpartition("-")[2].isdigit():
+            path.unlink()
+    (folder / "maps.safetensors").unlink(missing_ok=True)
 
 
 def page(report: Report) -> str:
@@ -46,36 +73,55 @@ def page(report: Report) -> str:
         mode=report.mode or "several modes",
         notes=report.notes,
         histogram=plots.svg_uri(plots.abnormal_histogram(report)) if steps else None,
-        repeat=json.dumps(report.to_dict(), indent=2),
+        repeat=json.dumps(_without_regions(report.to_dict()), indent=2),
+        most_regions=MOST_REGIONS,
     )
 
 
+def _without_regions(values: dict[str, Any]) -> dict[str, Any]:
+    """Regions stand in tables, and in report.json to the last one."""
+    return {**values, "rows": [{name: row[name] for name in row if name != "regions"} for row in values["rows"]]}
+
+
 def _first_shown(report: Report, steps: list[int]) -> int:
-    """Where the slider stands at first: the last step before a correction."""
-    planned = [row.plan.t_c - 1 for row in report if row.plan.reason is None]
-    return steps.index(planned[0]) if planned and planned[0] in steps else 0
+    """Where the slider stands at first: the first step after a correction, else the last one before it."""
+    planned = [row.plan.t_c for row in report if row.plan.reason is None]
+    return next((steps.index(k) for t_c in planned for k in (t_c, t_c - 1) if k in steps), 0)
 
 
 def _row_view(report: Report, index: int, steps: list[int]) -> dict[str, Any]:
     row = report[index]
     view: dict[str, Any] = {"row": row, "index": index, "pictures": [], "films": []}
     for name, images in report.images.items():
-        view["pictures"].append((name, pictures.data_uri(pictures.enlarge(images[index]))))
+        view["pictures"].append((name, _uri(pictures.enlarge(images[index]))))
     if row.mask is not None and row.mask.dim() == 2:
         overlay = pictures.draw_mask(_ground(report, index), row.mask, row.mask_grown)
-        view["pictures"].append(("mask", pictures.data_uri(overlay)))
+        view["pictures"].append(("mask", _uri(overlay)))
         view["pictures"].append(("largest z", pictures.data_uri(pictures.enlarge(_heat(row.z)))))
     for name, film in report.frames.items() if steps else ():
         blank = Image.new("RGB", next(iter(film.values()))[index].size, "lightgrey")
-        sheet = pictures.strip([film[step][index] if step in film else blank for step in steps])
+        sheet = pictures.strip(_narrow([film[step][index] if step in film else blank for step in steps]))
         view["films"].append((f"x0_hat {name}", pictures.data_uri(sheet, "JPEG"), len(steps)))
     if row.dynamics and row.dynamics[0][1].dim() == 2:
         maps = {step: _heat(row.step_z(d)) for step, d in row.dynamics}
         blank = Image.new("RGB", next(iter(maps.values())).size, "lightgrey")
-        film = pictures.strip([maps.get(step, blank) for step in steps])
+        film = pictures.strip(_narrow([maps.get(step, blank) for step in steps]))
         view["films"].append(("dynamics, z", pictures.data_uri(film), len(steps)))
         view["curves"] = plots.svg_uri(plots.curves(row))
     return view
+
+
+def _uri(image: Image.Image) -> str:
+    return pictures.data_uri(image, "JPEG" if min(image.size) >= LARGE else "PNG")
+
+
+def _narrow(film: list[Image.Image]) -> list[Image.Image]:
+    """Frames no wider than fit into one strip that browsers show."""
+    width, height = film[0].size
+    if width * len(film) <= WIDEST_FILM:
+        return film
+    width, height = max(1, WIDEST_FILM // len(film)), max(1, height * WIDEST_FILM // (width * len(film)))
+    return [image.resize((width, height)) for image in film]
 
 
 def _heat(values: Tensor) -> Image.Image:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import ascedfast
@@ -180,6 +181,63 @@ def lose_weights(folder):
     next(folder.glob("unet/*.safetensors")).unlink()
 
 
+def change_weights(folder, change):
+    weights = next(folder.glob("unet/*.safetensors"))
+    tensors = change(load_file(weights))
+    weights.unlink()
+    save_file(tensors, weights)
+
+
+def lose_a_tensor(folder):
+    change_weights(folder, lambda tensors: {name: t for name, t in tensors.items() if name != "conv_out.weight"})
+
+
+def foreign_tensors(folder):
+    change_weights(folder, lambda tensors: {"another": torch.zeros(1)})
+
+
+def pickled_shard(folder):
+    """An index that names a pickle, beside a file of safetensors that is not asked for."""
+    lose_weights(folder)
+    torch.save({}, folder / "unet" / "weights.bin")
+    save_file({"a": torch.zeros(1)}, folder / "unet" / "anything.safetensors")
+    index = {"metadata": {}, "weight_map": {"conv_out.weight": "weights.bin"}}
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def pickles_behind_a_link(folder):
+    pickle_weights(folder)
+    (folder / "unet").rename(folder.parent / "elsewhere")
+    (folder / "unet").symlink_to(folder.parent / "elsewhere")
+    (folder.parent / "elsewhere" / "loop").symlink_to(folder)
+
+
+def change_config(folder, component, **changes):
+    path = next((folder / component).glob("*config.json"))
+    rewrite(path, json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def zero_groups(folder):
+    change_config(folder, "unet", norm_num_groups=0)
+
+
+def odd_size(folder):
+    change_config(folder, "unet", sample_size=15)
+
+
+def unknown_prediction(folder):
+    change_config(folder, "scheduler", prediction_type="foo")
+
+
+def deep_index(folder):
+    rewrite(folder / "model_index.json", "[" * 100_000)
+
+
+def absent_library(folder):
+    """As if the library that diffusers needs for this class were not installed: it exports a stand-in."""
+    rewrite(folder / "model_index.json", json.dumps({"_class_name": "OnnxStableDiffusionPipeline"}))
+
+
 def other_scheduler(folder):
     index = json.loads((folder / "model_index.json").read_text())
     changed = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"]}
@@ -201,6 +259,15 @@ def other_scheduler(folder):
         (pickle_weights, "pickled weights"),
         (cut_weights, "damaged"),
         (lose_weights, "cannot be loaded"),
+        (lose_a_tensor, "tensors are missing: conv_out.weight"),
+        (foreign_tensors, "tensors are missing"),
+        (pickled_shard, "names weights.bin: weights are loaded from safetensors only"),
+        (pickles_behind_a_link, "pickled weights"),
+        (zero_groups, "cannot be loaded as DDIMPipeline: ZeroDivisionError"),
+        (odd_size, "cannot be run: RuntimeError"),
+        (unknown_prediction, "foo"),
+        (deep_index, "damaged"),
+        (absent_library, "needs onnx"),
         (other_scheduler, "supported schedulers: DDIMScheduler"),
     ],
 )
@@ -244,3 +311,24 @@ def test_markup_in_a_note_is_text(tmp_path):
 
 def test_version():
     assert invoke("--version").output.strip() == ascedfast.__version__
+
+
+def test_inspect_shows_the_file_it_is_given(tmp_path):
+    assert invoke("demo", "--out", tmp_path, "--json", *SHORT).exit_code == 0
+    saved = json.loads((tmp_path / "report.json").read_text())
+    saved["notes"] = ["another \x1b[2J run"]
+    saved["rows"][0] |= {"seed": "[/bold]", "finite_after": False}
+    (tmp_path / "run-b.json").write_text(json.dumps(saved))
+    done = invoke("inspect", tmp_path / "run-b.json")
+    assert done.exit_code == 0, done.output
+    assert "another ?[2J run" in done.output
+    assert "[/bold]" in done.output
+    assert "NaN or Inf" in " ".join(done.output.split())
+    assert invoke("inspect", tmp_path / "after.png").exit_code == 2
+    (tmp_path / "run-b.json").write_text('{"notes": [], "rows": [], "extra": NaN}')
+    assert invoke("inspect", tmp_path / "run-b.json", "--json").exit_code == 2
+
+
+def test_a_refused_command_leaves_no_folder(tmp_path):
+    assert invoke("generate", "--pipeline", "/nonexistent", "--out", tmp_path / "left" / "behind").exit_code == 2
+    assert not (tmp_path / "left").exists()

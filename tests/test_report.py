@@ -8,10 +8,11 @@ import re
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import ascedfast
-from ascedfast import AscedConfig, Schedule, process
+from ascedfast import AscedConfig, Schedule, process, report_files
 
 STEPS, T_C, SIDE = 12, 6, 64
 
@@ -69,14 +70,40 @@ def test_json_is_plain_and_repeats_the_run(report, tmp_path):
 def test_saved_files(report, tmp_path):
     images = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     report.attach(before=images, after=images)
-    files = {path.name for path in report.save(tmp_path / "new" / "folder")}
+    folder = tmp_path / "new" / "folder"
+    files = {path.relative_to(folder).as_posix() for path in report.save(folder)}
     expected = {"report.html", "report.json", "maps.safetensors"}
-    assert expected | {"before.png", "after.png", "overview.png", "masks.png", "dynamics.png"} == files
+    expected |= {"before.png", "after.png", "overview.png", "masks.png", "dynamics.png"}
+    assert expected | {f"images/{name}-{i}.png" for name in ("before", "after") for i in range(2)} == files
+    assert Image.open(folder / "images" / "after-1.png").size == (SIDE, SIDE)
     maps = load_file(tmp_path / "new" / "folder" / "maps.safetensors")
     assert torch.equal(maps["row0.mask"].bool(), report[0].mask)
     assert torch.equal(maps["row1.labels"], report[1].labels)
     assert maps["row0.dynamics"].shape == (STEPS - 1, SIDE, SIDE)
     assert Image.open(tmp_path / "new" / "folder" / "masks.png").size[0] > 2 * SIDE
+
+
+def test_another_report_leaves_no_picture_behind(report, tmp_path):
+    images = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    report.attach(before=images, after=images).save(tmp_path)
+    (tmp_path / "images" / "my-own.png").touch()
+    (tmp_path / "holiday.png").touch()
+    report.images.clear()
+    kept = {path.name for path in report.save(tmp_path)} | {"images", "holiday.png"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["my-own.png"]
+    elsewhere = tmp_path / "elsewhere"  # not ours: nothing is removed
+    elsewhere.mkdir()
+    for name in ("before.png", "overview.png", "report.json"):
+        (elsewhere / name).write_text("{}")
+    report.save(elsewhere)
+    assert (elsewhere / "before.png").read_text() == (elsewhere / "overview.png").read_text() == "{}"
+
+
+def test_a_run_left_alone_says_why_where_it_is_printed():
+    levels = [process.flow(1 - k / STEPS) for k in range(STEPS)]
+    run = ascedfast.begin(Schedule.from_levels(levels), AscedConfig(t_c=2), seeds=[0])
+    assert "2 predictions precede step 2, 3 are needed: take more steps" in repr(run.report)
 
 
 def test_page_is_self_contained(report):
@@ -127,3 +154,55 @@ def test_a_run_left_alone_still_makes_a_page(tmp_path):
     assert report.severity == ["unavailable"]
     report.save(tmp_path)
     assert "are needed" in (tmp_path / "report.html").read_text()
+
+
+def test_a_full_disk_costs_the_maps_and_not_the_images(report, tmp_path, monkeypatch):
+    def full(tensors, path):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(report_files, "save_file", full)
+    report.attach(after=torch.rand(2, 3, SIDE, SIDE))
+    with pytest.raises(OSError, match="No space left"):
+        report.save(tmp_path)
+    assert (tmp_path / "images" / "after-1.png").exists()
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_film_of_many_steps_fits_into_one_strip(report):
+    frames = {k: torch.rand(2, 3, SIDE, SIDE) for k in range(STEPS)}
+    report.attach_frames({"short": frames})
+    row = report[0]
+    many = {k: frames[k % STEPS] for k in range(1100)}
+    report.attach_frames({"long": many})
+    film = report_files._narrow([report.frames["long"][k][0] for k in many])
+    assert sum(image.width for image in film) <= 30000
+    assert film[0].height == film[0].width
+    assert "data:image/jpeg" in report.to_html()
+    report.frames.clear()
+    assert row is report[0]
+
+
+def test_what_attach_refuses(report):
+    with pytest.raises(ValueError, match="draws itself"):
+        report.attach(masks=torch.rand(2, 3, 8, 8))
+    with pytest.raises(TypeError, match="uint8"):
+        report.attach(after=torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="several sizes"):
+        report.attach(after=[Image.new("RGB", (8, 8)), Image.new("RGB", (9, 9))])
+
+
+def test_the_page_says_what_was_done():
+    levels = [process.flow(1 - k / STEPS) for k in range(STEPS)]
+    for correct, last, words in ((False, 0.0, "found, but not corrected"), (True, float("nan"), "NaN or Inf was seen")):
+        config = AscedConfig.fast(t_c=T_C, window_start=1, correct=correct, record="run")
+        run = ascedfast.begin(Schedule.from_levels(levels), config, seeds=[5])
+        g = torch.Generator().manual_seed(0)
+        x = torch.zeros(1, 3, SIDE, SIDE)
+        for k in range(STEPS):
+            x0 = 0.02 * torch.randn(1, 3, SIDE, SIDE, generator=g)
+            x0[0, :, 20:36, 8:24] += last if k == STEPS - 1 else 0.8 * (k >= 4)
+            run.observe(x, x0=x0)
+            run.correct_(x)
+        page = " ".join(run.report.to_html().split())
+        assert words in page
+        assert ("corrected between steps 5 and 6 of 12" in page) == correct

@@ -3,12 +3,15 @@
 
 import inspect
 import json
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -37,13 +40,14 @@ def load_pipeline(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.
             library = entry[0] if len(entry) == 2 else entry
             if library not in (*LIBRARIES, None):
                 raise FolderError(f"{folder}: component {name!r} wants code from {library!r}; {LIBRARIES} are loaded")
-    _check_weights(folder)
+    names = _tensor_names(folder)
+    settings = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
     try:
-        pipe = cls.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, dtype=dtype
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise FolderError(f"{folder} cannot be loaded as {cls.__name__}: {error}") from error
+        pipe = cls.from_pretrained(folder, low_cpu_mem_usage=find_spec("accelerate") is not None, **settings)
+    except Exception as error:  # whatever a foreign folder makes of diffusers and transformers
+        said = str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise FolderError(f"{folder} cannot be loaded as {cls.__name__}: {said}") from error
+    _refuse_gaps(pipe, folder, names)
     why = refusal(pipe.scheduler) if hasattr(pipe, "scheduler") else f"{cls.__name__} has no scheduler"
     if why is not None:
         raise FolderError(f"{folder}: {why}")
@@ -81,21 +85,34 @@ def images_of(output: Any) -> list[Image.Image]:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError as error:
+        raise FolderError(f"{folder} cannot be read: {error.strerror}") from error
+    if not there:
         raise FolderError(f"{folder} is not a folder: give the folder of a diffusers pipeline (with model_index.json)")
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FolderError(f"{folder} has no model_index.json: it is no diffusers pipeline folder") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise FolderError(f"{folder / 'model_index.json'} is damaged: {error}") from error
     if not isinstance(index, dict):
         raise FolderError(f"{folder / 'model_index.json'} is damaged: it holds no object")
     return index
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """All files, those behind links to folders too, each folder once."""
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(root, name)) not in seen]
+        seen.update(os.path.realpath(os.path.join(root, name)) for name in folders)
+        yield from (Path(root, name) for name in names)
+
+
 def _refuse_pickles(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(_files(folder)):
         if path.suffix == ".py":
             raise FolderError(f"{path} is code; a pipeline folder is loaded without any")
         if path.suffix in PICKLED and not any(path.parent.glob("*.safetensors")):
@@ -103,22 +120,52 @@ def _refuse_pickles(folder: Path) -> None:
                 f"{path} holds pickled weights, which can run code when loaded; save the pipeline again with "
                 "save_pretrained(folder, safe_serialization=True)"
             )
+        if path.name.endswith(".index.json"):
+            _refuse_shards(path)
+
+
+def _refuse_shards(path: Path) -> None:
+    """Of an index of weights in several files: those that are no safetensors."""
+    try:
+        shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        foreign = sorted(name for name in shards if not name.endswith(".safetensors"))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise FolderError(f"{path} is damaged: {error!r}") from error
+    if foreign and not path.name.endswith(".bin.index.json"):  # which is not read where safetensors are asked for
+        raise FolderError(f"{path} names {foreign[0]}: weights are loaded from safetensors only")
 
 
 def _pipeline_class(name: Any, folder: Path) -> type[DiffusionPipeline]:
     if name == PixelFlowPipeline.__name__:
         return PixelFlowPipeline
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+    missing = [library for library in getattr(cls, "_backends", ()) if find_spec(library) is None]
+    if missing:  # diffusers has a stand-in there, which is no pipeline
+        raise FolderError(f"{folder}: {name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     if not (inspect.isclass(cls) and issubclass(cls, DiffusionPipeline)):
         raise FolderError(f"{folder}: {name!r} is not a pipeline of diffusers {diffusers.__version__}")
     return cls
 
 
-def _check_weights(folder: Path) -> None:
-    """Open every header before a large load begins."""
-    for path in sorted(folder.rglob("*.safetensors")):
+def _tensor_names(folder: Path) -> dict[str, set[str]]:
+    """Names of the tensors by folder of a component; opens every header before a large load begins."""
+    names: dict[str, set[str]] = {}
+    for path in sorted(_files(folder)):
+        if path.suffix != ".safetensors":
+            continue
         try:
             with safe_open(path, "pt") as file:
-                file.keys()
+                names.setdefault(path.parent.name, set()).update(file.keys())
         except (SafetensorError, OSError) as error:
             raise FolderError(f"{path} is damaged: {error}") from error
+    return names
+
+
+def _refuse_gaps(pipe: DiffusionPipeline, folder: Path, names: dict[str, set[str]]) -> None:
+    """diffusers fills what a file lacks with chance. Older names of as many tensors are no gap."""
+    for name, module in pipe.components.items():
+        if isinstance(module, ModelMixin) and len(names.get(name, ())) < len(module.state_dict()):
+            gaps = sorted(module.state_dict().keys() - names.get(name, set()))
+            raise FolderError(
+                f"{folder / name}: {len(gaps)} of {len(module.state_dict())} tensors are missing: {gaps[0]}"
+            )
