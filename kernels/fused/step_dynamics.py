@@ -5,7 +5,6 @@ One program does BLOCK locations of one row, some channels at a time (``tile``);
 order of ``reference.dynamics``, so that the sum does not depend on the batch or on the layout.
 """
 
-
 import torch
 import triton
 import triton.language as tl
