@@ -5,10 +5,11 @@ Rows agree when they share schedule, settings, plan and step, as the images of o
 kept for the batch, in buffers made once, and handed to the rows (``settle``) when somebody asks for one of them.
 """
 
+import threading
+from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from ascedfast._backend import BackendError
 from ascedfast.detect import Detection
 from ascedfast.device_guard import on_device_of
 from ascedfast.noise import seed_to_int64
-from ascedfast.prepared_correction import ALIGNED, Found, PreparedCorrection
+from ascedfast.prepared_correction import ALIGNED, Found, PreparedCorrection, shell
 from ascedfast.prepared_detection import PreparedDetection
 from ascedfast.rows import Row
 from ascedfast.solver import SCALARS, Update
@@ -36,13 +37,15 @@ def agree(rows: Sequence[Row]) -> bool:
     first = rows[0]
     if first.config.mode != "fast" or first.config.record != "window" or first.plan.reason is not None:
         return False
-    return all(
-        row.schedule is first.schedule
-        and (row.config, row.plan, row.first, row.step) == (first.config, first.plan, first.first, first.step)
-        and row.step <= row.plan.start
-        and row.enabled
-        for row in rows
-    )
+    if first.step > first.plan.start:
+        return False
+    common = first.config, first.plan, first.first, first.step
+    for row in rows:
+        if row.schedule is not first.schedule or not row.enabled:
+            return False
+        if (row.config, row.plan, row.first, row.step) != common:
+            return False
+    return True
 
 
 class LockstepPlan:
@@ -80,11 +83,14 @@ class LockstepPlan:
         levels = torch.tensor([alpha, sigma, row.config.x0_noise])[:, None].expand(3, rows)
         self.levels = upload(levels, x.device)
         self.shape = view(x).shape
-        self.maps = (self.plan.t_c - self.plan.start - 1, rows, *view(x).shape[2:])
-        self.detect = PreparedDetection(self.maps, x.device, row.config)
+        maps = (self.plan.t_c - self.plan.start - 1, rows, *view(x).shape[2:])
+        self.bank = shell(torch.empty(maps, device=x.device))
+        self.keys = HostKeys(rows, self.plan.t_c)
+        self.detect = PreparedDetection(maps, x.device, row.config)
         self.corrections: dict[tuple, PreparedCorrection | None] = {}
         self.keeps_own = any(two_steps for *_, two_steps in self.script)
         self.launch = self._launcher(row, x, m, upload(table, x.device))
+        self.x0 = shell(self.launch.new_x0(x))
 
     @property
     def solves(self) -> bool:
@@ -114,6 +120,29 @@ class LockstepPlan:
         return observe, slot, which, update is not None and update.solver == "dpm2"
 
 
+class HostKeys:
+    """What tells the noise of rows apart, int64 [3, rows] on the host: seeds, steps, draws. Filled anew for each run:
+    making a small tensor takes ten times as long."""
+
+    def __init__(self, rows: int, t_c: int) -> None:
+        self._of, self._lock = (rows, t_c), threading.Lock()  # a plan may serve engines of several threads
+        self._values = array("q", [0] * rows + [t_c] * rows + [0] * rows)
+        self._tensor = torch.frombuffer(self._values, dtype=torch.int64).view(3, rows)
+
+    def __reduce__(self) -> tuple:
+        return HostKeys, self._of  # copied one by one, array and tensor would have no memory in common
+
+    def upload(self, rows: Sequence[Row], device: torch.device) -> Tensor:
+        """Of such rows, a copy on ``device``."""
+        values, draws = self._values, 2 * len(rows)
+        with self._lock:
+            for i, row in enumerate(rows):
+                values[i] = seed_to_int64(row.seed)
+                values[draws + i] = row.draw
+            keys = upload(self._tensor, device)  # has read them when it returns
+            return keys.clone() if keys is self._tensor else keys
+
+
 class Lockstep:
     """State of rows that agree, from a step before their window on.
 
@@ -128,16 +157,12 @@ class Lockstep:
         self._solves, self._script, self._steps = plan.solves, plan.script, plan.steps
         self._view, self._launch, self._levels, self._shape = plan.view, plan.launch, plan.levels, plan.shape
         self._corrections = plan.corrections
-        self.x0: Tensor | None = plan.launch.new_x0(x)
-        self.bank = torch.empty(plan.maps, device=x.device)
-        self._keys = upload(self._host_keys(), x.device)
+        self._x0_like, self._host_keys = plan.x0, plan.keys
+        self.x0: Tensor | None = torch.empty_like(plan.x0)
+        self.bank = torch.empty_like(plan.bank)
+        self._keys = plan.keys.upload(rows, x.device)
         self._own: Tensor | None = None
         self._keeps_own, self._detect = plan.keeps_own, plan.detect
-
-    def _host_keys(self) -> Tensor:
-        rows = self.rows
-        seeds = [seed_to_int64(row.seed) for row in rows]
-        return torch.from_numpy(np.array([seeds, [self.plan.t_c] * len(rows), [row.draw for row in rows]], np.int64))
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -191,7 +216,7 @@ class Lockstep:
         """Watch a step beside the solver's own; returns x0_hat, [R, C, *grid] fp32, valid until the next step."""
         observe, slot, *_ = self._script[self.step]
         if self.x0 is None:
-            self.x0 = self._launch.new_x0(x)
+            self.x0 = torch.empty_like(self._x0_like)
         with on_device_of(x):
             self._launch(x, m, self.x0, self.bank, self.step, slot, max(observe, 1), None, None)
         self.step += 1
@@ -287,7 +312,7 @@ class Lockstep:
     @torch.inference_mode()  # the keys may be inference tensors, if the run began in that mode
     def reseed(self) -> None:
         """Take the rows' seeds anew, into the tensors that a captured graph reads."""
-        self._keys.copy_(upload(self._host_keys(), self._keys.device))
+        self._keys.copy_(self._host_keys.upload(self.rows, self._keys.device))
 
     def warm_up(self, x: Tensor, m: Tensor) -> None:
         """Compile everything that a run will launch, on copies; the rows stay at their first step."""
@@ -297,7 +322,7 @@ class Lockstep:
             if not self._solves:
                 self.observe(x, m)
             self.correct_(copy)
-        self.step, self._found, self._own, self.x0 = began, None, None, self._launch.new_x0(x)
+        self.step, self._found, self._own, self.x0 = began, None, None, torch.empty_like(self._x0_like)
 
     def settle(self) -> None:
         """Bring the rows up to date; nothing is read back from the device."""

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Rows that agree run as one; what comes out is what they give one by one (the reference backend's rows)."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 from layouts import DEVICES, same_bits
@@ -8,6 +11,8 @@ from layouts import DEVICES, same_bits
 import ascedfast
 from ascedfast import AscedConfig, process
 from ascedfast._backend import BackendError
+from ascedfast.engine import Engine
+from ascedfast.lockstep import HostKeys, LockstepPlan
 from ascedfast.schedule import Schedule
 
 pytestmark = [pytest.mark.gpu] if DEVICES == ["cuda"] else []
@@ -99,6 +104,33 @@ def test_another_dtype_in_the_middle_ends_it():
         run.correct_(x)
     assert run._lockstep is None
     assert run.report.rows[0].status == "corrected"
+
+
+def test_runs_with_one_plan_have_keys_of_their_own():
+    kept = []
+
+    def plan(rows, x, m):
+        kept[:] = kept or [LockstepPlan(rows[0], len(rows), x, m, lambda t: t)]
+        return kept[0]
+
+    x, m = torch.zeros(SHAPE, device=DEVICE), torch.ones(SHAPE, device=DEVICE)
+    runs = [Engine(plan) for _ in range(2)]
+    for seed, run in enumerate(runs):
+        for draw in range(SHAPE[0]):
+            run.add(SCHEDULE, settings(backend="triton"), seed=2**64 - 1 - seed, draw=draw)
+        run.observe(x, m)
+    runs[0].reseed([4, 5, 6])
+    draws = list(range(SHAPE[0]))
+    assert runs[0]._lockstep._keys.tolist() == [[4, 5, 6], [T_C] * 3, draws]
+    assert runs[1]._lockstep._keys.tolist() == [[-2] * 3, [T_C] * 3, draws]
+
+
+def test_copied_keys_take_seeds_of_their_own():
+    keys = HostKeys(2, T_C)
+    twin = copy.deepcopy(keys)
+    for one, seeds in ((keys, (1, 2)), (twin, (3, 4))):
+        rows = [SimpleNamespace(seed=seed, draw=7) for seed in seeds]
+        assert one.upload(rows, torch.device(DEVICE)).tolist() == [list(seeds), [T_C] * 2, [7, 7]]
 
 
 def test_one_step_too_many_is_refused():
