@@ -76,26 +76,43 @@ class Engine:
                 gives; to warn of it is the caller's.
         Raises: TypeError, ValueError or BackendError for bad settings; then nothing is added.
         """
+        config = AscedConfig() if config is None else config
+        return self.add_all(schedule, config, [(seed, draw)], first=first, enabled=enabled, left_alone=left_alone)[0]
+
+    def add_all(
+        self,
+        schedule: Schedule,
+        config: AscedConfig,
+        seeds: Sequence[tuple[int, int]],
+        *,
+        first: int = 0,
+        enabled: bool = True,
+        left_alone: str | None = None,
+    ) -> list[int]:
+        """``add`` a row for each (seed, draw); their ids."""
+        if not seeds:
+            return []
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedule must be an ascedfast.Schedule (see from_levels), got {type(schedule).__name__}")
-        config = AscedConfig() if config is None else config
         if not isinstance(config, AscedConfig):
             raise TypeError(f"config must be an AscedConfig, got {type(config).__name__}")
         if not 0 <= first < len(schedule):
             raise ValueError(f"first must lie in 0..{len(schedule) - 1}, got {first}")
-        if not 0 <= draw < 1 << 16:
-            raise ValueError(f"draw must lie in 0..65535, got {draw}")
-        seed_to_int64(seed)
+        for seed, draw in seeds:
+            if not 0 <= draw < 1 << 16:
+                raise ValueError(f"draw must lie in 0..65535, got {draw}")
+            seed_to_int64(seed)
         _backend.check_all(config.backend)
         self.end_lockstep()
         plan = plan_run(schedule, config, first) if left_alone is None else Plan(0, 0, left_alone)
         if enabled and left_alone is None and plan.reason is not None and not self._warned:
             self._warned = True
             logger.warning("this run is left alone: %s", plan.reason)
-        row = Row(self._next_id, schedule, config, seed, draw, first, plan, enabled)
-        self._rows[row.id] = row
-        self._next_id += 1
-        return row.id
+        ids = list(range(self._next_id, self._next_id + len(seeds)))
+        for id, (seed, draw) in zip(ids, seeds, strict=True):
+            self._rows[id] = Row(id, schedule, config, seed, draw, first, plan, enabled)
+        self._next_id += len(seeds)
+        return ids
 
     def remove(self, row: int) -> RowReport:
         """Take a row out and return its report."""
@@ -147,7 +164,6 @@ class Engine:
             row.step += 1
             row.x0 = None
 
-    @torch.no_grad()
     def observe(
         self, x: Tensor, m: Tensor | None = None, rows: Sequence[int] | None = None, *, x0: Tensor | None = None
     ) -> Tensor:
@@ -169,6 +185,10 @@ class Engine:
             lockstep = self._lockstep or self._together(x, m)
             if lockstep is not None and lockstep.fits(x, m):
                 return lockstep.observe(x, m)
+        with torch.no_grad():
+            return self._observe_rows(x, m, rows, x0)
+
+    def _observe_rows(self, x: Tensor, m: Tensor | None, rows: Sequence[int] | None, x0: Tensor | None) -> Tensor:
         self.end_lockstep()
         batch = self._select(rows)
         if (m is None) == (x0 is None):
@@ -365,6 +385,5 @@ def begin(
         seed = secrets.randbits(64) if seeds is None else seeds
         pairs = [(seed, draw) for draw in range(1 if rows is None else rows)]
     engine = Engine()
-    for seed, draw in pairs:
-        engine.add(schedule, config, seed=seed, draw=draw, first=first)
+    engine.add_all(schedule, AscedConfig() if config is None else config, pairs, first=first)
     return engine

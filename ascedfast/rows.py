@@ -11,7 +11,7 @@ from ascedfast.report import RowReport
 from ascedfast.schedule import Plan, Schedule
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Row:
     """State of one request. ``step`` counts executed steps; ``bank`` holds what its mode keeps of each step."""
 
