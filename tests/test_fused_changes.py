@@ -74,6 +74,14 @@ def sigmas_in_the_middle(s):
     return done + steps(s, done[-1], range(3, STEPS))
 
 
+def sigmas_of_the_second_run(s):
+    done = nothing(s)
+    s.set_timesteps(STEPS, device=DEVICE)
+    s.sigmas[2:5] *= 1.05
+    done += steps(s, start(), range(STEPS))
+    return done + nothing(s)
+
+
 def nothing(s):
     s.set_timesteps(STEPS, device=DEVICE)
     return steps(s, start(), range(STEPS))
@@ -93,6 +101,7 @@ def a_step_left_out(s):
         (lambda: DDIMScheduler(clip_sample=False), last_alpha_of_the_second_run),
         (lambda: DDIMScheduler(clip_sample=False), a_step_left_out),
         (EulerDiscreteScheduler, sigmas_in_the_middle),
+        (FlowMatchEulerDiscreteScheduler, sigmas_of_the_second_run),
         (Clamped, nothing),
     ],
 )

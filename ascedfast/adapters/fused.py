@@ -22,7 +22,7 @@ from torch import Tensor
 from ascedfast import ops
 from ascedfast.adapters import parity
 from ascedfast.adapters.host_copy import version_of
-from ascedfast.adapters.known_runs import KnownRuns
+from ascedfast.adapters.known_runs import Kind, KnownRuns
 from ascedfast.adapters.linear import linear_plan
 from ascedfast.adapters.schedules import supported_base
 from ascedfast.device_guard import on_device_of
@@ -32,15 +32,8 @@ from ascedfast.lockstep import Lockstep, LockstepPlan
 from ascedfast.rows import Row
 
 View = Callable[[Tensor], Tensor]
-MADE_FROM = (
-    *("_internal_dict", "alphas_cumprod", "final_alpha_cumprod", "num_inference_steps", "sigmas", "timesteps"),
-    *("disable_corrector", "predict_x0", "tau_func"),
-)
-"""Attributes of a scheduler from which a run's scalars were made."""
 HARMLESS = {"generator", "eta", "s_churn", "use_clipped_model_output"}
 """Arguments of ``step`` that change nothing in a deterministic step, where they are false or 0."""
-COUNTERS = ("_step_index", "counter")
-"""Where a scheduler counts its steps; DDIM does not."""
 OUTPUTS = {
     DDIMScheduler: DDIMSchedulerOutput,
     EulerDiscreteScheduler: EulerDiscreteSchedulerOutput,
@@ -54,30 +47,25 @@ RETURN_X0 = (DDIMScheduler, EulerDiscreteScheduler, LMSDiscreteScheduler)
 class FusedSteps:
     """The fused steps of one run of one scheduler, with the stock's bits.
 
-    Args: host: see ``host_copy``. lockstep: made with the updates of this run. view: latents as [R, C, *grid].
+    Args: kind: of this run. lockstep: made with its updates. view: latents as [R, C, *grid].
     """
 
-    def __init__(
-        self, scheduler: SchedulerMixin, host: SchedulerMixin, lockstep: Lockstep, first: int, view: View
-    ) -> None:
-        base = supported_base(host)
-        self.lockstep, self.first, self.view = lockstep, first, view
+    def __init__(self, scheduler: SchedulerMixin, kind: Kind, lockstep: Lockstep, first: int, view: View) -> None:
+        self.lockstep, self.kind, self.first, self.view = lockstep, kind, first, view
+        self.t_c = lockstep.plan.t_c
         self.edited: Tensor | None = None
         held = scheduler.__dict__  # not hasattr: a scheduler looks in its configuration for what it lacks
-        self.counter = next((name for name in COUNTERS if name in held), None)
+        self.counter = "_step_index" if "_step_index" in held else "counter" if "counter" in held else None
         self.keeps_outputs = "model_outputs" in held
         self.counts_orders = "lower_order_nums" in held
+        self.remembers = self.keeps_outputs or self.counts_orders
         self.integers = self.keeps_outputs or self.counter != "_step_index"
-        self.returns_x0 = base in RETURN_X0
-        self.output = OUTPUTS.get(base, SchedulerOutput)
-        config = host.config
-        self.order = config.get(
-            "solver_order", max(config.get("predictor_order", 1), config.get("corrector_order", 1) - 1)
-        )
-        self.timesteps = host.timesteps.tolist()
-        self.on_device = scheduler.timesteps
-        kept = [(name, held[name]) for name in MADE_FROM if held.get(name) is not None]
+        self.returns_x0 = kind.base in RETURN_X0
+        kept = [(name, held.get(name)) for name in kind.made_from]
         self.made_from = [(name, v, version_of(v) if isinstance(v, Tensor) else None) for name, v in kept]
+        if self.counter is None:
+            timesteps = scheduler.timesteps
+            self.at, self.apart = timesteps.data_ptr(), timesteps.element_size() * timesteps.stride(0)
 
     @property
     def index(self) -> int:
@@ -92,67 +80,64 @@ class FusedSteps:
         if self.edited is not None:
             self._repair(scheduler, m, x)
             self.edited = None
-        following, own = self.lockstep.advance(x, m)
-        self._count(scheduler, own)
-        if self.lockstep.due:
-            self.edited = self.lockstep.correct_(following)
-        if rest.get("return_dict", True):
-            return self.output(following, own) if self.returns_x0 else self.output(following)
-        return (following, own) if self.returns_x0 else (following,)
+        lockstep, held = self.lockstep, scheduler.__dict__
+        following, own = lockstep.advance(x, m)
+        if self.remembers:
+            self._remember(held, own)
+        if self.counter is not None:
+            held[self.counter] = self.first + lockstep.step
+        if lockstep.step == self.t_c:
+            self.edited = lockstep.correct_(following)
+        result = (following, own) if self.returns_x0 else (following,)
+        return OUTPUTS.get(self.kind.base, SchedulerOutput)(*result) if rest.get("return_dict", True) else result
 
     def warm_up(self, scheduler: SchedulerMixin, x: Tensor, m: Tensor) -> None:
         """Compile everything that the run will launch, the repair after a correction too; the run stays where it is."""
         self.lockstep.warm_up(x, m)
-        if any(self.lockstep.reads_own_x0_at(step) for step in range(len(self.timesteps) - self.first)):
+        if any(self.lockstep.reads_own_x0_at(step) for step in range(len(self.kind.timesteps) - self.first)):
             own = scheduler.convert_model_output(m, sample=x)
             self._fill(own, own.clone(), torch.zeros_like(self.view(x)[:, 0], dtype=torch.bool))
 
     def _is_next(self, scheduler: SchedulerMixin, m: Any, timestep: Any, x: Any, rest: dict[str, Any]) -> bool:
-        lockstep = self.lockstep
-        index = self.first + lockstep.step
-        if not (isinstance(x, Tensor) and isinstance(m, Tensor)) or not lockstep.fits(x, m):
+        lockstep, held, counter = self.lockstep, scheduler.__dict__, self.counter
+        if not (isinstance(x, Tensor) and isinstance(m, Tensor) and lockstep.fits(x, m)):
             return False
-        for name, value in rest.items():
-            if name != "return_dict" and (name not in HARMLESS or (value and name != "generator")):
+        if x.requires_grad or m.requires_grad:
+            return False
+        for name in rest:
+            if name != "return_dict" and (name not in HARMLESS or (rest[name] and name != "generator")):
                 return False
-        held = scheduler.__dict__
         for name, made_from, version in self.made_from:
             if held.get(name) is not made_from or (version is not None and made_from._version != version):
                 return False  # somebody changed the run under way
-        if self.counter is None:
-            if not self._is_due(timestep, index):
+        if counter is None:
+            if not self._is_due(timestep, self.first + lockstep.step):
                 return False
-        elif held[self.counter] != index:
+        elif held[counter] != self.first + lockstep.step:
             return False
-        elif not self.integers and (
-            isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point())
-        ):
-            return False  # stock raises
-        if x.requires_grad or m.requires_grad:
-            return False
+        elif not self.integers:
+            integer = not timestep.is_floating_point() if isinstance(timestep, Tensor) else isinstance(timestep, int)
+            if integer:
+                return False  # stock raises
         # The solver's memory, as the last fused step left it.
-        return not (self.keeps_outputs and lockstep.reads_own_x0) or held["model_outputs"][-1] is lockstep.last_own_x0
+        return not self.keeps_outputs or not lockstep.reads_own_x0 or held["model_outputs"][-1] is lockstep.last_own_x0
 
-    def _count(self, scheduler: SchedulerMixin, own: Tensor | None) -> None:
-        """Leave the scheduler as the stock step would."""
-        held = scheduler.__dict__
+    def _remember(self, held: dict[str, Any], own: Tensor | None) -> None:
+        """Leave the solver's memory as the stock step would."""
         if self.keeps_outputs:
             held["model_outputs"].append(own)  # in place, as stock does
             del held["model_outputs"][0]
         if self.counts_orders:
-            held["lower_order_nums"] = min(held["lower_order_nums"] + 1, self.order)
-        if self.counter is not None:
-            held[self.counter] = self.first + self.lockstep.step
+            held["lower_order_nums"] = min(held["lower_order_nums"] + 1, self.kind.order)
 
     def _is_due(self, timestep: Any, index: int) -> bool:
         """Whether this is the timestep of that index. One on the device is known by its place in
         ``scheduler.timesteps``, which pipelines walk through: reading it back would stall the device."""
         if isinstance(timestep, Tensor) and timestep.is_floating_point():
             return False  # stock raises
-        if not isinstance(timestep, Tensor) or timestep.device.type == "cpu":
-            return hasattr(timestep, "__index__") and int(timestep) == self.timesteps[index]
-        size = self.on_device.element_size() * self.on_device.stride(0)
-        return timestep.data_ptr() == self.on_device.data_ptr() + index * size
+        if not isinstance(timestep, Tensor) or timestep.is_cpu:
+            return hasattr(timestep, "__index__") and int(timestep) == self.kind.timesteps[index]
+        return timestep.data_ptr() == self.at + index * self.apart
 
     def _repair(self, scheduler: SchedulerMixin, m: Tensor, x: Tensor) -> None:
         """Inside the mask, a two-step solver's older prediction becomes the present one, in place."""
@@ -184,7 +169,8 @@ class LinearSteps(FusedSteps):
 
 def fused_steps(
     scheduler: SchedulerMixin,
-    host: SchedulerMixin,
+    host: Callable[[], SchedulerMixin],
+    kind: Kind,
     known: KnownRuns,
     engine: Engine,
     first: int,
@@ -193,29 +179,31 @@ def fused_steps(
     view: View,
 ) -> FusedSteps | None:
     """The fused steps of the run that begins at ``first``, or None where the stock step stays: no kernel serves these
-    tensors, the settings have no fused form, or a check found bits that differ from the stock's. host: see
-    ``host_copy``."""
-    if x.shape != m.shape or not m.is_floating_point() or m.device != x.device or x.requires_grad or m.requires_grad:
+    tensors, the settings have no fused form, or a check found bits that differ from the stock's. host: makes what
+    ``host_copy`` describes."""
+    if x.requires_grad or m.requires_grad:
         return None
     if isinstance(scheduler, EulerDiscreteScheduler) and not scheduler.is_scale_input_called:
         return None  # stock warns at each step
 
     def make(rows: list[Row]) -> LockstepPlan | None:
         def make_plan() -> LockstepPlan | None:
+            if x.shape != m.shape or not m.is_floating_point() or m.device != x.device:
+                return None
             if rows[0].config.form == "linear":
-                return _linear(host, rows, first, x, m, view)
-            plan = parity.parity_plan(scheduler, first, x.dtype, m.dtype, x.device, host)
+                return _linear(host(), rows, first, x, m, view)
+            plan = parity.parity_plan(scheduler, first, x.dtype, m.dtype, x.device, host())
             if plan is None or not parity.gives_stock_bits(scheduler, plan, first, x, m, _by_kernel):
                 return None
             return LockstepPlan(rows[0], len(rows), x, m, view, plan.updates, plan.scalars)
 
-        return known.plan("fused", host, first, x, m, tuple(view(x).shape), make_plan)
+        return known.plan("fused", kind, first, x, m, tuple(view(x).shape), make_plan)
 
     lockstep = engine.lockstep(x, make)
     if lockstep is None:
         return None
-    kind = LinearSteps if isinstance(lockstep, LinearLockstep) else FusedSteps
-    return kind(scheduler, host, lockstep, first, view)
+    steps = LinearSteps if isinstance(lockstep, LinearLockstep) else FusedSteps
+    return steps(scheduler, kind, lockstep, first, view)
 
 
 def _linear(

@@ -25,7 +25,8 @@ class HostCopy:
     def __init__(self, scheduler: SchedulerMixin, set_timesteps: Callable, args: tuple, kwargs: dict) -> None:
         self._seen = _levels_of(scheduler)
         self._copy: SchedulerMixin | None = None
-        if not any(levels.is_cuda for levels, _ in self._seen):
+        self._values: tuple | None = None
+        if not any(levels is not None and levels.is_cuda for _, levels, _ in self._seen):
             self._copy = on_host(scheduler)
             return
         call = inspect.signature(set_timesteps).bind(scheduler, *args, **kwargs)
@@ -39,16 +40,32 @@ class HostCopy:
 
     def of(self, scheduler: SchedulerMixin) -> SchedulerMixin:
         """A scheduler of the stock class with the levels of this one on the host. Do not step with it."""
-        now = _levels_of(scheduler)
-        same = len(now) == len(self._seen) and all(
-            a is b and version == then is not None for (a, version), (b, then) in zip(now, self._seen, strict=True)
-        )
-        if not same or self._copy is None:
+        if not self._holds(scheduler):
             return on_host(scheduler)
         twin = _bare_copy(scheduler)  # anew: settings, and where the betas lie, may have changed since
         held = self._copy.__dict__  # not hasattr: a scheduler looks in its configuration for what it lacks
         twin.__dict__.update({name: held[name] for name in LEVELS if name in held})
         return twin
+
+    def values(self, scheduler: SchedulerMixin) -> tuple | None:
+        """``values_of`` what ``of`` gives; None where it would have to read the levels back."""
+        if not self._holds(scheduler):
+            return None
+        if self._values is None:
+            self._values = values_of(self._copy)
+        return self._values
+
+    def _holds(self, scheduler: SchedulerMixin) -> bool:
+        """Whether the copy still tells the scheduler's levels: they are the same tensors, and nobody wrote there."""
+        held = scheduler.__dict__
+        for name, levels, version in self._seen:
+            now = held.get(name)
+            if levels is None:
+                if isinstance(now, Tensor):
+                    return False
+            elif now is not levels or version is None or levels._version != version:
+                return False
+        return self._copy is not None
 
 
 def on_host(scheduler: SchedulerMixin) -> SchedulerMixin:
@@ -74,6 +91,19 @@ def version_of(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _levels_of(scheduler: Any) -> list[tuple[Tensor, int | None]]:
-    found = [scheduler.__dict__.get(name) for name in LEVELS]
-    return [(levels, version_of(levels)) for levels in found if isinstance(levels, Tensor)]
+def values_of(host: SchedulerMixin) -> tuple:
+    """The levels of a scheduler that has them on the host, as something to look up."""
+    values = []
+    for name in LEVELS:
+        levels = host.__dict__.get(name)
+        if isinstance(levels, Tensor):
+            one = levels if levels.dim() == 1 else levels.flatten()
+            values.append((levels.dtype, levels.shape, *one.tolist()))
+        else:
+            values.append(None)
+    return tuple(values)
+
+
+def _levels_of(scheduler: Any) -> list[tuple[str, Tensor | None, int | None]]:
+    found = [(name, scheduler.__dict__.get(name)) for name in LEVELS]
+    return [(name, t, version_of(t)) if isinstance(t, Tensor) else (name, None, None) for name, t in found]

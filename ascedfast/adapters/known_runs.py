@@ -12,57 +12,80 @@ from typing import Any, TypeVar
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from ascedfast.adapters.host_copy import LEVELS, version_of
-from ascedfast.adapters.schedules import schedule_of
-from ascedfast.schedule import Schedule
+from ascedfast.adapters.host_copy import HostCopy, on_host, values_of, version_of
+from ascedfast.adapters.schedules import nan_warning, schedule_of, supported_base
 
 MOST = 16
-"""Kinds that are kept; the one that was not used for the longest time goes first."""
+"""Kinds that are kept, and plans; the one that was not used for the longest time goes first."""
 BY_ADDRESS = ("_internal_dict", "alphas_cumprod", "final_alpha_cumprod", "tau_func")
+MADE_FROM = (
+    *("_internal_dict", "alphas_cumprod", "final_alpha_cumprod", "num_inference_steps", "sigmas", "timesteps"),
+    *("disable_corrector", "predict_x0", "tau_func"),
+)
+"""Attributes of a scheduler from which a run's scalars are made."""
 T = TypeVar("T")
 
 
+class Kind:
+    """What the levels and settings of a run decide. Keeps nothing of the scheduler that a run changes.
+
+    Args: host: see ``host_copy``.
+    Attributes: base: see ``supported_base``. timesteps: their values. nan: why its last step gives NaN, or None. order:
+        of the solver. made_from: attributes of the scheduler that decide, where it has them.
+    Raises: ValueError for a scheduler that was not set to a run.
+    """
+
+    def __init__(self, host: SchedulerMixin) -> None:
+        self.schedule = schedule_of(host)
+        self.base = supported_base(host)
+        self.timesteps: list[float] = host.timesteps.tolist()
+        self.nan = nan_warning(host)
+        config = host.config
+        self.order: int = config.get(
+            "solver_order", max(config.get("predictor_order", 1), config.get("corrector_order", 1) - 1)
+        )
+        held = host.__dict__
+        self.made_from = tuple(name for name in MADE_FROM if held.get(name) is not None)
+        self._named = [held.get(name) for name in BY_ADDRESS]  # must live as long as a key that has their addresses
+
+
 class KnownRuns:
-    """Schedules and launch plans of an enabled scheduler, by the levels of its runs."""
+    """Kinds and launch plans of an enabled scheduler's runs."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple, tuple[Any, Any]] = OrderedDict()
-        self._last: tuple[SchedulerMixin | None, tuple] = (None, ())
+        self._kinds: OrderedDict[tuple, Kind] = OrderedDict()
+        self._plans: OrderedDict[tuple, Any] = OrderedDict()
 
-    def _levels(self, host: SchedulerMixin) -> tuple:
-        if self._last[0] is not host:  # asked for twice at the start of each run
-            self._last = host, _levels(host)
-        return self._last[1]
-
-    def schedule(self, host: SchedulerMixin) -> Schedule:
-        """Of the run that the scheduler is set to (host: see ``host_copy``)."""
-        return self._get(("schedule", *self._levels(host)), host, lambda: schedule_of(host))
+    def kind(self, scheduler: SchedulerMixin, copy: HostCopy | None) -> Kind:
+        """Of the run that the scheduler is set to. copy: made when it was. May wait for a device that it reads."""
+        held = scheduler.__dict__  # not getattr: a scheduler looks in its configuration for what it lacks
+        # What stock's step reads from the scheduler itself, where anybody may write.
+        settings = held.get("predict_x0"), tuple(held.get("disable_corrector", ()))
+        settings += held.get("num_inference_steps"), held.get("lower_order_nums", 0)
+        for name in BY_ADDRESS:
+            named = held.get(name)
+            settings += (id(named), version_of(named), named.device) if isinstance(named, Tensor) else (id(named),)
+        host = None
+        values = None if copy is None else copy.values(scheduler)
+        if values is None:
+            host = on_host(scheduler)
+            values = values_of(host)
+        return _get(self._kinds, (settings, values), lambda: Kind(copy.of(scheduler) if host is None else host))
 
     def plan(
-        self, kind: str, host: SchedulerMixin, first: int, x: Tensor, m: Tensor, grid: tuple, make: Callable[[], T]
+        self, name: str, kind: Kind, first: int, x: Tensor, m: Tensor, grid: tuple[int, ...], make: Callable[[], T]
     ) -> T:
-        """What ``make`` gave for this ``kind`` of run from step ``first`` on such tensors, whose locations are a
-        ``grid``."""
-        kinds = ((t.shape, t.stride(), t.dtype, t.device) for t in (x, m))
-        return self._get((kind, *self._levels(host), first, grid, *kinds), host, make)
-
-    def _get(self, key: tuple, host: SchedulerMixin, make: Callable[[], T]) -> T:
-        if key not in self._kept:
-            # What the key names by its address must live as long as the key.
-            named = [host.__dict__.get(name) for name in BY_ADDRESS]
-            self._kept[key] = make(), named
-            if len(self._kept) > MOST:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key][0]
+        """What ``make`` gave under this ``name`` for a ``kind`` of run from step ``first`` on such tensors, whose
+        locations are a ``grid``."""
+        x_kind, m_kind = (x.shape, x.stride(), x.dtype, x.device), (m.shape, m.stride(), m.dtype, m.device)
+        return _get(self._plans, (name, kind, first, grid, x_kind, m_kind), make)
 
 
-def _levels(host: SchedulerMixin) -> tuple:
-    held = host.__dict__  # not getattr: a scheduler looks in its configuration for what it lacks
-    named = [held.get(name) for name in BY_ADDRESS]
-    named = tuple((id(t), version_of(t), t.device) if isinstance(t, Tensor) else id(t) for t in named)
-    levels = (held.get(name) for name in LEVELS)
-    values = tuple((t.dtype, t.shape, *t.flatten().tolist()) if isinstance(t, Tensor) else None for t in levels)
-    # What stock's step reads from the scheduler itself, where anybody may write.
-    read = (held.get("predict_x0"), tuple(held.get("disable_corrector", ())))
-    return (*named, *values, *read, held.get("num_inference_steps"), held.get("lower_order_nums", 0))
+def _get(kept: OrderedDict[tuple, T], key: tuple, make: Callable[[], T]) -> T:
+    try:
+        kept.move_to_end(key)
+    except KeyError:
+        kept[key] = make()
+        if len(kept) > MOST:
+            kept.popitem(last=False)
+    return kept[key]

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -26,8 +27,7 @@ class PipelineContext:
     scale: int = 1
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """view: sees tensors of the latents' shape as [R, C, *grid] without a copy; writing into the view writes into its
     source. image_size: (height, width) in pixels of what the latents decode to."""
 
@@ -49,7 +49,7 @@ def layout_of(x: Tensor, context: PipelineContext, grid: tuple[int, int] | None)
     if x.dim() in (4, 5):
         height, width = x.shape[-2:]
         size = (height * context.scale, width * context.scale)
-        return Layout(lambda t: t, (context.height, context.width) if context.height and context.width else size)
+        return Layout(_as_is, (context.height, context.width) if context.height and context.width else size)
     if x.dim() != 3:
         raise ValueError(f"latents must be [B, C, H, W] or packed [B, S, C], got {tuple(x.shape)}")
     if grid is None:
@@ -61,6 +61,10 @@ def layout_of(x: Tensor, context: PipelineContext, grid: tuple[int, int] | None)
     if height * width != x.shape[1]:
         raise ValueError(f"grid {height} x {width} does not hold the {x.shape[1]} packed locations of {tuple(x.shape)}")
     return Layout(lambda t: t.unflatten(1, (height, width)).permute(0, 3, 1, 2), size)
+
+
+def _as_is(latents: Tensor) -> Tensor:
+    return latents
 
 
 def _is_volume(x: Tensor, context: PipelineContext) -> bool:

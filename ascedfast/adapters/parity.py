@@ -86,16 +86,10 @@ def parity_plan(
         return None
     if prediction is None or config.get("thresholding") or torch.float64 in (x, m):
         return None
-    build = {
-        DDIMScheduler: _ddim,
-        EulerDiscreteScheduler: _euler,
-        FlowMatchEulerDiscreteScheduler: _flow,
-        DPMSolverMultistepScheduler: _dpm,
-    }.get(base)
-    if build is None:
+    if base not in BUILDERS:
         return None
     scalar = _Scalars(device, _levels_on_gpu(scheduler))
-    steps = build(host, prediction, first, x, m, scalar)
+    steps = BUILDERS[base](host, prediction, first, x, m, scalar)
     if steps is None:
         return None
     rows = [values + [0.0] * (SCALARS - len(values)) for _, values in steps]
@@ -198,6 +192,13 @@ def _dpm(scheduler, prediction, first, x, m, scalar) -> list[tuple[Update, list[
     return steps
 
 
+BUILDERS = {
+    DDIMScheduler: _ddim,
+    EulerDiscreteScheduler: _euler,
+    FlowMatchEulerDiscreteScheduler: _flow,
+    DPMSolverMultistepScheduler: _dpm,
+}
+"""The solvers that have such a form."""
 _verdicts: dict[tuple, bool] = {}
 
 

@@ -18,12 +18,12 @@ from diffusers import (
 )
 from torch import Tensor
 
-from ascedfast.adapters import layout
+from ascedfast.adapters import layout, parity
 from ascedfast.adapters.fused import FusedSteps, LinearSteps, fused_steps
 from ascedfast.adapters.history import fill_history
 from ascedfast.adapters.host_copy import HostCopy, on_host
-from ascedfast.adapters.known_runs import KnownRuns
-from ascedfast.adapters.schedules import nan_warning, supported_base, why_left_alone
+from ascedfast.adapters.known_runs import Kind, KnownRuns
+from ascedfast.adapters.schedules import supported_base, why_left_alone
 from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
 from ascedfast.lockstep import WARM_UP, LockstepPlan
@@ -58,7 +58,7 @@ class SchedulerRun:
         self._told: set[str] = set()
         self._x0: Tensor | None = None
         self._host: HostCopy | None = None
-        self._levels: SchedulerMixin | None = None
+        self._kind: Kind | None = None
         self._known = KnownRuns()
         self._engine: Engine | None = None
         self._reset()
@@ -113,16 +113,14 @@ class SchedulerRun:
             )
             return stock(scheduler, *args, **kwargs)
         m, timestep, x = call["model_output"], call["timestep"], call["sample"]
-        if self._shape is None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if self._shape is None and x.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(WARM_UP)
-        levels = self._levels
         try:
-            index = self._index_of(scheduler, timestep)
+            index, kind = self._index_of(scheduler, timestep)
         except IndexError:  # not a timestep of this run
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
         if self._shape != x.shape or index != self._last_index + 1:
-            if self._levels is levels:  # not read anew for the index
-                self._levels = self._on_host(scheduler)
+            self._kind = self._known.kind(scheduler, self._host) if kind is None else kind
             self._begin(scheduler, index, x, call.get("generator"))
             self._fuse(scheduler, index, m, x)
         if self._fused is not None:
@@ -134,8 +132,7 @@ class SchedulerRun:
                 self._engine.end_lockstep()
             self._x0, self._edited, self._index, self._fused = self.x0, self._fused.edited, self._last_index, None
         if self._edited is not None:
-            host = functools.partial(self._on_host, scheduler)
-            fill_history(scheduler, host, index, m, x, self._as_latents(self._edited))
+            fill_history(scheduler, self._on_host(scheduler), index, m, x, self._as_latents(self._edited))
             self._edited = None
         out = stock(scheduler, *args, **kwargs)
         self._index = index
@@ -158,28 +155,30 @@ class SchedulerRun:
             return False
         following = self._index + 1
         if self._counted_by_timestep:
-            return _on_accelerator(timestep) and following < self._steps
+            return _on_accelerator(timestep) and following < len(self._kind.timesteps)
         return scheduler.__dict__.get("_step_index") == following
 
     def _fuse(self, scheduler: Any, index: int, m: Any, x: Tensor) -> None:
         """Let the run's steps be done by one launch each, where that gives the stock's bits or was asked for."""
-        if not self.on_x0 and isinstance(m, Tensor):
-            view = self._layout.view
-            self._fused = fused_steps(scheduler, self._levels, self._known, self._engine, index, x, m, view)
+        has_form = self._kind.base in parity.BUILDERS or self.config.form == "linear"
+        if has_form and not self.on_x0 and isinstance(m, Tensor):
+            host, view = self._on_host(scheduler), self._layout.view
+            self._fused = fused_steps(scheduler, host, self._kind, self._known, self._engine, index, x, m, view)
         if self._fused is None and self.config.form == "linear":
             self._warn_once(
                 "form='linear' cannot serve this run (it needs a GPU, a deterministic solver without thresholding, "
                 "mode 'fast' and no on_x0): the stock step runs and is watched"
             )
-        if self._fused is not None and getattr(scheduler, "step_index", 0) is None:
-            scheduler._step_index = index  # as the stock step would set it
+        held = scheduler.__dict__  # not getattr: a scheduler looks in its configuration for what it lacks
+        if self._fused is not None and held.get("_step_index", 0) is None:
+            held["_step_index"] = index  # as the stock step would set it
 
     def warm_up(self, scheduler: Any, x: Tensor, m: Tensor) -> None:
         """Begin the run that ``set_timesteps`` has set up, compile and check all that it needs, and rewind."""
         index = scheduler.begin_index if getattr(scheduler, "begin_index", None) is not None else 0
         if self.context is None:
             self.context = layout.PipelineContext()
-        self._levels = self._on_host(scheduler)
+        self._kind = self._known.kind(scheduler, self._host)
         self._begin(scheduler, index, x, None)
         self._index = index - 1
         self._fuse(scheduler, index, m, x)
@@ -213,27 +212,24 @@ class SchedulerRun:
 
     def _begin(self, scheduler: Any, index: int, x: Tensor, generator: object) -> None:
         """Add one row a sample to a new engine."""
-        schedule = self._known.schedule(self._levels)
-        seen = layout.layout_of(x, self.context, self.grid)
+        kind, seen = self._kind, layout.layout_of(x, self.context, self.grid)
         engine, reason = Engine(self._observing_plan), why_left_alone(scheduler, index)
-        for seed, draw in self._row_seeds(x, generator):
-            engine.add(schedule, self.config, seed=seed, draw=draw, first=index, left_alone=reason)
+        seeds = self._row_seeds(x, generator)
+        engine.add_all(kind.schedule, self.config, seeds, first=index, left_alone=reason)
         self._reset()
         self._layout, self._engine, self._shape, self._x0 = seen, engine, x.shape, None
-        self._counted_by_timestep = supported_base(scheduler) in COUNT_BY_TIMESTEP
-        self._steps = len(scheduler.timesteps)
+        self._counted_by_timestep = kind.base in COUNT_BY_TIMESTEP
         if reason is not None:
             self._warn_once(f"this run is left alone: {reason}")
-        nan = nan_warning(self._levels)
-        if nan is not None:
-            self._warn_once(nan)
+        if kind.nan is not None:
+            self._warn_once(kind.nan)
 
     def _observing_plan(self, rows: list[Row], x: Tensor, m: Tensor) -> LockstepPlan:
         """Of steps that are watched beside the stock's; kept for the next run of the kind."""
         row = rows[0]
         return self._known.plan(
             "observed",
-            self._levels,
+            self._kind,
             row.first,
             x,
             m,
@@ -241,9 +237,9 @@ class SchedulerRun:
             lambda: LockstepPlan(row, len(rows), x, m, _as_is),
         )
 
-    def _on_host(self, scheduler: Any) -> SchedulerMixin:
-        """See ``host_copy``."""
-        return on_host(scheduler) if self._host is None else self._host.of(scheduler)
+    def _on_host(self, scheduler: Any) -> Callable[[], SchedulerMixin]:
+        """Makes what ``host_copy`` describes."""
+        return functools.partial(on_host if self._host is None else self._host.of, scheduler)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._told:
@@ -260,7 +256,7 @@ class SchedulerRun:
         if seeds is None:
             seeds = generator.initial_seed() if isinstance(generator, torch.Generator) else secrets.randbits(64)
         if isinstance(seeds, int):
-            return [(seeds, draw) for draw in range(len(x))]
+            return [(seeds, draw) for draw in range(x.shape[0])]
         n = len(seeds)
         # DiT's pipeline steps every sample twice, as its guided and its unguided half.
         doubled = len(x) == 2 * n and torch.equal(x[:n], x[n:])
@@ -270,33 +266,33 @@ class SchedulerRun:
             raise ValueError(f"{n} seeds were given to enable_asced, the run has {len(x)} rows: give one a row")
         return [(seed, 0) for seed in seeds] * (2 if doubled else 1)
 
-    def _index_of(self, scheduler: Any, timestep: Any) -> int:
-        """Index in the schedule of the step that is about to run. Reads the levels anew where it has to look it up."""
-        base = supported_base(scheduler)
-        if base not in COUNT_BY_TIMESTEP:
+    def _index_of(self, scheduler: Any, timestep: Any) -> tuple[int, Kind | None]:
+        """Index in the schedule of the step that is about to run; the kind of run where it had to be looked up."""
+        if supported_base(scheduler) not in COUNT_BY_TIMESTEP:
             if scheduler.step_index is not None:
-                return scheduler.step_index
+                return scheduler.step_index, None
             if scheduler.begin_index is not None:
-                return scheduler.begin_index
-            self._levels = self._on_host(scheduler)
+                return scheduler.begin_index, None
             place = self._place_of(scheduler, timestep)
             if place is None:
-                return scheduler.index_for_timestep(timestep)
-            known = self._levels.timesteps
-            values = known.tolist()  # stock takes the second one of equal timesteps
-            return place if values.count(values[place]) == 1 else self._levels.index_for_timestep(known[place])
+                return scheduler.index_for_timestep(timestep), None
+            kind = self._known.kind(scheduler, self._host)
+            if kind.timesteps.count(kind.timesteps[place]) > 1:  # stock takes the second one of equal timesteps
+                host = self._on_host(scheduler)()
+                place = host.index_for_timestep(host.timesteps[place])
+            return place, kind
         following = self._last_index + 1
-        if self._shape is not None and following < len(scheduler.timesteps):
+        if self._shape is not None and following < scheduler.timesteps.shape[0]:
             if _on_accelerator(timestep):
-                return following  # reading the timestep back would stall the device
-            if base is PNDMScheduler and int(timestep) == int(self._levels.timesteps[following]):
-                return following  # its second timestep comes twice
-        self._levels = self._on_host(scheduler)
-        timesteps, place = self._levels.timesteps.tolist(), self._place_of(scheduler, timestep)
+                return following, None  # reading the timestep back would stall the device
+            if isinstance(scheduler, PNDMScheduler) and int(timestep) == int(self._kind.timesteps[following]):
+                return following, None  # its second timestep comes twice
+        kind = self._known.kind(scheduler, self._host)
+        timesteps, place = kind.timesteps, self._place_of(scheduler, timestep)
         value = int(timestep) if place is None else int(timesteps[place])
         if value not in timesteps:
             raise ValueError(f"timestep {value} is not one of scheduler.timesteps {timesteps}")
-        return timesteps.index(value)
+        return timesteps.index(value), kind
 
     def _place_of(self, scheduler: Any, timestep: Any) -> int | None:
         """Where in ``scheduler.timesteps`` a timestep on a device lies: pipelines walk through them, and reading one
@@ -304,7 +300,10 @@ class SchedulerRun:
         theirs = scheduler.timesteps
         if not _on_accelerator(timestep) or timestep.device != theirs.device:
             return None
-        place, rest = divmod(timestep.data_ptr() - theirs.data_ptr(), theirs.element_size() * max(theirs.stride(0), 1))
+        after = timestep.data_ptr() - theirs.data_ptr()
+        if not after:
+            return 0
+        place, rest = divmod(after, theirs.element_size() * max(theirs.stride(0), 1))
         return place if rest == 0 and 0 <= place < len(theirs) else None
 
     def _watch(self, scheduler: Any, call: dict[str, Any], out: Any) -> None:
@@ -313,7 +312,7 @@ class SchedulerRun:
             return
         x, m, view = call["sample"], call["model_output"], self._layout.view
         if _is_nonlinear(scheduler, call):
-            level = self._known.schedule(self._levels).before[self._index]
+            level = self._kind.schedule.before[self._index]
             x0 = self._engine.observe(view(x), x0=view(_own_x0(scheduler, x, m, out, level)))
         else:
             m = m[:, : x.shape[1]] if x.dim() != 3 else m  # learned variance doubles the channels
@@ -334,7 +333,7 @@ def _parameters(step: Callable) -> tuple[str, ...]:
 
 
 def _on_accelerator(timestep: Any) -> bool:
-    return isinstance(timestep, Tensor) and timestep.device.type != "cpu"
+    return isinstance(timestep, Tensor) and not timestep.is_cpu
 
 
 def _is_nonlinear(scheduler: Any, call: dict[str, Any]) -> bool:
