@@ -2,7 +2,6 @@
 """Watches a diffusion sampler while it runs and repairs the regions that are becoming artifacts, in the same run."""
 
 import importlib.util
-import logging
 
 from ascedfast import custom_ops as _custom_ops  # noqa: F401 - registers torch.ops.ascedfast
 from ascedfast._version import __version__
@@ -31,8 +30,6 @@ try:  # a star import must not fail where diffusers is missing
         __all__ += _DIFFUSERS
 except ImportError:
     pass
-
-logging.getLogger("ascedfast").addHandler(logging.NullHandler())
 
 
 def __dir__() -> list[str]:

@@ -272,7 +272,7 @@ class Report(Sequence[RowReport]):
             + (row.reason if row.reason else f"severity {shown(row.severity)}, area {row.area:.1%}")
             for i, row in enumerate(self)
         ]
-        return "\n".join(["ascedfast report", *lines])
+        return "\n".join(["ascedfast report", *lines]) if lines else "ascedfast report: no run was watched yet"
 
     @property
     def mode(self) -> str | None:

@@ -180,13 +180,13 @@ def test_enabling_twice():
     assert len(handle.report) == 4
 
 
-def test_a_replaced_scheduler_is_warned_of(asced_warnings):
+def test_a_replaced_scheduler_is_warned_of():
     pipe, kwargs = tiny.sd15()
     handle = enable_asced(pipe, AscedConfig(**SENSITIVE))
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    replaced = tiny.run(pipe, kwargs)
-    assert len(asced_warnings()) == 1
-    assert "replaced" in asced_warnings()[0]
+    with pytest.warns(RuntimeWarning, match="replaced"):
+        replaced = tiny.run(pipe, kwargs)
+    assert repr(handle.report) == "ascedfast report: no run was watched yet"
     assert not is_asced_enabled(pipe)
     again = enable_asced(pipe, AscedConfig(**SENSITIVE))
     assert not torch.equal(tiny.run(pipe, kwargs), replaced)
@@ -205,9 +205,14 @@ def test_the_context_manager():
         assert status(handle) == {"corrected"}
     assert type(pipe) is DiTPipeline
     assert not handle.enabled
-    with pytest.raises(ValueError, match="disabled"):
-        handle.report  # noqa: B018
+    assert status(handle) == {"corrected"}  # of its last run
+    assert repr(handle) == "<ascedfast handle of a DiTPipeline: mode 'fast', disabled>"
     assert torch.equal(tiny.run(pipe, kwargs), stock)
+    other = enable_asced(pipe)
+    disable_asced(pipe)
+    with pytest.raises(ValueError, match="disabled"):
+        other.report  # noqa: B018
+    assert {handle, other}  # can be hashed
     with pytest.raises(InterruptedError), asced(pipe):
         raise InterruptedError
     assert type(pipe) is DiTPipeline

@@ -9,9 +9,9 @@ handle.report
 import contextlib
 import functools
 import inspect
-import logging
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -26,15 +26,19 @@ from ascedfast.config import AscedConfig
 from ascedfast.noise import seed_to_int64
 from ascedfast.report import Report
 
-logger = logging.getLogger("ascedfast")
-
 
 @dataclass(frozen=True)
 class Handle:
     """What ``enable_asced`` returns."""
 
-    target: DiffusionPipeline | SchedulerMixin
-    scheduler: SchedulerMixin
+    target: DiffusionPipeline | SchedulerMixin = field(repr=False)
+    scheduler: SchedulerMixin = field(repr=False)
+    _ended: list[SchedulerRun] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        mode = self._run.config.mode if self.enabled or self._ended else None
+        state = f"mode {mode!r}, {'enabled' if self.enabled else 'disabled'}"
+        return f"<ascedfast handle of a {type(self.target).__name__}: {state}>"
 
     @property
     def enabled(self) -> bool:
@@ -47,7 +51,7 @@ class Handle:
     @property
     def report(self) -> Report:
         """The last run: masks at latent and image resolution, severity, regions, curves, seeds, mode. Empty before the
-        first step. A copy of the scheduler has a report of its own."""
+        first step. A copy of the scheduler has a report of its own. Stays after this handle's ``disable``."""
         return self._run.report
 
     @property
@@ -74,13 +78,17 @@ class Handle:
 
     def disable(self) -> None:
         """``disable_asced(target)``, and the scheduler that was enabled where the pipeline has another one by now."""
+        if self.enabled:
+            self._ended[:] = [self._run]
         disable_asced(self.target)
         class_swap.restore(self.scheduler)
 
     @property
     def _run(self) -> SchedulerRun:
         if not self.enabled:
-            raise ValueError("ASCED was disabled; read the report before")
+            if self._ended:
+                return self._ended[0]
+            raise ValueError("ASCED was disabled; read the report before, or end it with the handle's disable()")
         return self.scheduler.__dict__[class_swap.STATE]
 
 
@@ -145,7 +153,7 @@ def is_asced_enabled(pipe_or_scheduler: DiffusionPipeline | SchedulerMixin) -> b
 def asced(
     pipe_or_scheduler: DiffusionPipeline | SchedulerMixin, config: AscedConfig | None = None, **options: Any
 ) -> Iterator[Handle]:
-    """``enable_asced`` for the length of a ``with`` block. Read the report inside it."""
+    """``enable_asced`` for the length of a ``with`` block; the handle keeps the report of its last run."""
     handle = enable_asced(pipe_or_scheduler, config, **options)
     try:
         yield handle
@@ -235,7 +243,8 @@ def _pipeline_class(base: type) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         run = self.scheduler.__dict__.get(class_swap.STATE)
         if run is None:
-            logger.warning("the pipeline's scheduler was replaced: ASCED is off; call enable_asced again")
+            text = "the pipeline's scheduler was replaced: ASCED is off; call enable_asced again"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
             return base.__call__(self, *args, **kwargs)
         call = call_signature.bind_partial(self, *args, **kwargs)
         known = {name: call.arguments.get(name) for name in ("generator", "height", "width")}
