@@ -77,7 +77,8 @@ class StepLauncher(Launcher):
         x_next = own = None
         if which is not None:
             _, state_dtype, own_dtype = self._updates[which]
-            x_next = torch.empty_like(x, dtype=state_dtype)
+            # Without a type it takes half the time.
+            x_next = torch.empty_like(x) if state_dtype == x.dtype else torch.empty_like(x, dtype=state_dtype)
             own = None if own_dtype is None else torch.empty_like(x_next, dtype=own_dtype)
         x_at, m_at = x.data_ptr(), m.data_ptr()
         key = (observe, which, misaligned(x_at, m_at), own_prev is None)
