@@ -79,10 +79,25 @@ class Pairs(NamedTuple):
 
 
 def interleaved(ours: Callable[[], float], baseline: Callable[[], float], repeats: int, warm_up: int = 2) -> Pairs:
-    """Measure two things in turn, the order swapped from pair to pair so that a drift of the clocks cancels.
+    """Measure two things one after the other, again and again.
 
-    Args: ours, baseline: each call measures once and returns microseconds. warm_up: pairs thrown away. Python collects
-        its garbage between pairs, not in one of them.
+    Args: ours, baseline: each call measures once and returns microseconds. warm_up: pairs thrown away.
+    """
+
+    def one_after_the_other(baseline_first: bool) -> tuple[float, float]:
+        if baseline_first:
+            theirs = baseline()
+            return ours(), theirs
+        return ours(), baseline()
+
+    return paired(one_after_the_other, repeats, warm_up)
+
+
+def paired(measure: Callable[[bool], tuple[float, float]], repeats: int, warm_up: int = 2) -> Pairs:
+    """Pairs whose order is swapped from one to the next, so that a drift of the clocks cancels. Python collects its
+    garbage between them, not in one.
+
+    Args: measure: called with whether the baseline comes first; returns ours and the baseline, microseconds.
     """
     pairs = Pairs([], [])
     collects = gc.isenabled()
@@ -90,10 +105,7 @@ def interleaved(ours: Callable[[], float], baseline: Callable[[], float], repeat
     try:
         for repeat in range(-warm_up, repeats):
             gc.collect(0)
-            if repeat % 2:
-                theirs, mine = baseline(), ours()
-            else:
-                mine, theirs = ours(), baseline()
+            mine, theirs = measure(repeat % 2 == 1)
             if repeat >= 0:
                 pairs.ours.append(mine)
                 pairs.baseline.append(theirs)

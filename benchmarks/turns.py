@@ -6,7 +6,6 @@ then differ by more than what is to be seen between them; two that take turns at
 turn waits for the device, so that what the host does at a step counts in full and hides behind nothing.
 """
 
-import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.timing import Pairs, synchronize
+from benchmarks.timing import Pairs, paired, synchronize
 
 Work = Callable[[], object]
 
@@ -86,22 +85,13 @@ class Turns:
 
 
 def in_turns(turns: Turns, ours: Work, baseline: Work, repeats: int, warm_up: int = 2) -> Pairs:
-    """``timing.interleaved``, step by step: pairs of whole runs, the first one swapped from pair to pair."""
-    pairs = Pairs([], [])
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        with ThreadPoolExecutor(2) as threads:
-            for repeat in range(-warm_up, repeats):
-                gc.collect(0)
-                if repeat % 2:
-                    theirs, mine = turns.pair(threads, (baseline, ours))
-                else:
-                    mine, theirs = turns.pair(threads, (ours, baseline))
-                if repeat >= 0:
-                    pairs.ours.append(mine)
-                    pairs.baseline.append(theirs)
-    finally:
-        if collects:
-            gc.enable()
-    return pairs
+    """``timing.interleaved``, step by step: pairs of whole runs."""
+    with ThreadPoolExecutor(2) as threads:
+
+        def step_by_step(baseline_first: bool) -> tuple[float, float]:
+            if baseline_first:
+                theirs, mine = turns.pair(threads, (baseline, ours))
+                return mine, theirs
+            return turns.pair(threads, (ours, baseline))
+
+        return paired(step_by_step, repeats, warm_up)
