@@ -234,7 +234,7 @@ class Engine:
         self.end_lockstep()
         batch = self._select(rows)
         self._check_batch(x, batch)
-        if x.requires_grad and any(row.due for row in batch):
+        if x.requires_grad and any(row.due and row.config.correct for row in batch):
             raise ValueError(WITHOUT_GRADIENTS)
         for row in batch:
             if row.due and not row.whole:

@@ -208,14 +208,34 @@ def test_the_context_manager():
     assert status(handle) == {"corrected"}  # of its last run
     assert repr(handle) == "<ascedfast handle of a DiTPipeline: mode 'fast', disabled>"
     assert torch.equal(tiny.run(pipe, kwargs), stock)
-    other = enable_asced(pipe)
-    disable_asced(pipe)
-    with pytest.raises(ValueError, match="disabled"):
-        other.report  # noqa: B018
-    assert {handle, other}  # can be hashed
     with pytest.raises(InterruptedError), asced(pipe):
         raise InterruptedError
     assert type(pipe) is DiTPipeline
+
+
+def test_a_handle_is_of_what_it_was_returned_for():
+    pipe, kwargs = tiny.dit()
+    with asced(pipe, AscedConfig(**SENSITIVE), seeds=1) as first:
+        tiny.run(pipe, kwargs)
+    with asced(pipe, seeds=2) as second:
+        assert (first.enabled, second.enabled) == (False, True)
+        first.disable()
+        tiny.run(pipe, kwargs)
+        assert second.enabled
+        for act in (lambda: first.reseed([9]), lambda: first.warm_up(torch.zeros(1, 4, 8, 8))):
+            with pytest.raises(ValueError, match="was disabled"):
+                act()
+    assert {row.seed for row in first.report} == {1}
+    assert {row.seed for row in second.report} == {2}
+    assert hash(first) == hash(second)  # of one scheduler
+    third = enable_asced(pipe)
+    copied = copy.deepcopy(third)
+    assert copied.enabled
+    assert copied.scheduler is not pipe.scheduler
+    copied.disable()
+    assert third.enabled
+    disable_asced(pipe)
+    assert not third.enabled
 
 
 def test_the_context_manager_lets_go_of_a_replaced_scheduler():

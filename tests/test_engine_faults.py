@@ -106,6 +106,10 @@ def test_a_state_that_wants_gradients_is_refused():
     with pytest.raises(ValueError, match="gradients"):
         run.correct_(tracked)
     assert run.correct_(tracked.detach()).any()
+    watching = ascedfast.begin(schedule(), AscedConfig.fast(**CONFIG, correct=False), seeds=[1])
+    drive(watching, T_C)
+    watching.correct_(tracked)  # writes nothing
+    assert watching.report[0].status == "observed"
 
 
 def test_a_row_that_leaves_takes_only_its_own_memory():

@@ -82,6 +82,14 @@ def sigmas_of_the_second_run(s):
     return done + nothing(s)
 
 
+def sigmas_unseen(s):
+    """Written past torch's counter of versions, between two runs of the same levels."""
+    done = nothing(s)
+    s.sigmas.data[2:5] *= 1.05
+    s._step_index = None
+    return done + steps(s, start(), range(STEPS))
+
+
 def nothing(s):
     s.set_timesteps(STEPS, device=DEVICE)
     return steps(s, start(), range(STEPS))
@@ -102,6 +110,7 @@ def a_step_left_out(s):
         (lambda: DDIMScheduler(clip_sample=False), a_step_left_out),
         (EulerDiscreteScheduler, sigmas_in_the_middle),
         (FlowMatchEulerDiscreteScheduler, sigmas_of_the_second_run),
+        (EulerDiscreteScheduler, sigmas_unseen),
         (Clamped, nothing),
     ],
 )

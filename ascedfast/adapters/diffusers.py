@@ -33,16 +33,16 @@ class Handle:
 
     target: DiffusionPipeline | SchedulerMixin = field(repr=False)
     scheduler: SchedulerMixin = field(repr=False)
-    _ended: list[SchedulerRun] = field(default_factory=list, init=False, repr=False, compare=False)
+    _run: SchedulerRun = field(repr=False, compare=False)
 
     def __repr__(self) -> str:
-        mode = self._run.config.mode if self.enabled or self._ended else None
-        state = f"mode {mode!r}, {'enabled' if self.enabled else 'disabled'}"
+        state = f"mode {self.config.mode!r}, {'enabled' if self.enabled else 'disabled'}"
         return f"<ascedfast handle of a {type(self.target).__name__}: {state}>"
 
     @property
     def enabled(self) -> bool:
-        return class_swap.STATE in self.scheduler.__dict__
+        """Whether the scheduler is watched, and by what this handle was returned for."""
+        return self.scheduler.__dict__.get(class_swap.STATE) is self._run
 
     @property
     def config(self) -> AscedConfig:
@@ -51,7 +51,7 @@ class Handle:
     @property
     def report(self) -> Report:
         """The last run: masks at latent and image resolution, severity, regions, curves, seeds, mode. Empty before the
-        first step. A copy of the scheduler has a report of its own. Stays after this handle's ``disable``."""
+        first step. A copy of the scheduler has a report of its own. Stays when ASCED is disabled."""
         return self._run.report
 
     @property
@@ -70,26 +70,31 @@ class Handle:
             model output is like the sample.
         Raises: ValueError where the run cannot be captured.
         """
-        self._run.warm_up(self.scheduler, sample, sample.clone() if model_output is None else model_output)
+        self._enabled_run().warm_up(self.scheduler, sample, sample.clone() if model_output is None else model_output)
 
     def reseed(self, seeds: Sequence[int]) -> None:
         """New seeds for the corrections of the run under way or captured, one a sample."""
-        self._run.reseed(seeds)
+        self._enabled_run().reseed(seeds)
 
     def disable(self) -> None:
-        """``disable_asced(target)``, and the scheduler that was enabled where the pipeline has another one by now."""
+        """End what this handle was returned for; another scheduler that the pipeline has by now stays as it is."""
         if self.enabled:
-            self._ended[:] = [self._run]
-        disable_asced(self.target)
-        class_swap.restore(self.scheduler)
+            class_swap.restore(self.scheduler)
+            if not is_asced_enabled(self.target):
+                class_swap.restore(self.target)
 
-    @property
-    def _run(self) -> SchedulerRun:
+    def __reduce__(self) -> tuple:
+        # A copy of the scheduler has a run of its own.
+        return _handle_of, (self.target, self.scheduler, None if self.enabled else self._run)
+
+    def _enabled_run(self) -> SchedulerRun:
         if not self.enabled:
-            if self._ended:
-                return self._ended[0]
-            raise ValueError("ASCED was disabled; read the report before, or end it with the handle's disable()")
-        return self.scheduler.__dict__[class_swap.STATE]
+            raise ValueError("ASCED was disabled: call enable_asced again")
+        return self._run
+
+
+def _handle_of(target: Any, scheduler: SchedulerMixin, run: SchedulerRun | None) -> Handle:
+    return Handle(target, scheduler, scheduler.__dict__[class_swap.STATE] if run is None else run)
 
 
 def enable_asced(
@@ -129,11 +134,11 @@ def enable_asced(
         raise ValueError(why)
     _backend.check_all(config.backend)
     within_pipeline = scheduler is not pipe_or_scheduler
-    scheduler.__dict__[class_swap.STATE] = SchedulerRun(config, seeds, grid, on_x0, within_pipeline)
+    run = scheduler.__dict__[class_swap.STATE] = SchedulerRun(config, seeds, grid, on_x0, within_pipeline)
     _swap_scheduler(scheduler)
     if within_pipeline:
         _swap_pipeline(pipe_or_scheduler)
-    return Handle(pipe_or_scheduler, scheduler)
+    return Handle(pipe_or_scheduler, scheduler, run)
 
 
 def disable_asced(pipe_or_scheduler: DiffusionPipeline | SchedulerMixin) -> None:

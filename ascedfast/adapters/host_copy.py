@@ -7,6 +7,7 @@ since, they are read back after all.
 """
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,6 @@ class HostCopy:
     def __init__(self, scheduler: SchedulerMixin, set_timesteps: Callable, args: tuple, kwargs: dict) -> None:
         self._seen = _levels_of(scheduler)
         self._copy: SchedulerMixin | None = None
-        self._values: tuple | None = None
         if not any(levels is not None and levels.is_cuda for _, levels, _ in self._seen):
             self._copy = on_host(scheduler)
             return
@@ -44,16 +44,21 @@ class HostCopy:
             return on_host(scheduler)
         twin = _bare_copy(scheduler)  # anew: settings, and where the betas lie, may have changed since
         held = self._copy.__dict__  # not hasattr: a scheduler looks in its configuration for what it lacks
-        twin.__dict__.update({name: held[name] for name in LEVELS if name in held})
+        far = [name for name in LEVELS if name in held and not _on_host(twin.__dict__[name])]
+        twin.__dict__.update({name: held[name] for name in far})
         return twin
 
     def values(self, scheduler: SchedulerMixin) -> tuple | None:
         """``values_of`` what ``of`` gives; None where it would have to read the levels back."""
         if not self._holds(scheduler):
             return None
-        if self._values is None:
-            self._values = values_of(self._copy)
-        return self._values
+        # Levels on the host are read each time: something may have been written there unseen, through numpy.
+        held = scheduler.__dict__
+        return tuple(_value(held.get(name)) if _on_host(held.get(name)) else self._copied[name] for name in LEVELS)
+
+    @functools.cached_property
+    def _copied(self) -> dict[str, tuple | None]:
+        return dict(zip(LEVELS, values_of(self._copy), strict=True))
 
     def _holds(self, scheduler: SchedulerMixin) -> bool:
         """Whether the copy still tells the scheduler's levels: they are the same tensors, and nobody wrote there."""
@@ -93,15 +98,18 @@ def version_of(tensor: Tensor) -> int | None:
 
 def values_of(host: SchedulerMixin) -> tuple:
     """The levels of a scheduler that has them on the host, as something to look up."""
-    values = []
-    for name in LEVELS:
-        levels = host.__dict__.get(name)
-        if isinstance(levels, Tensor):
-            one = levels if levels.dim() == 1 else levels.flatten()
-            values.append((levels.dtype, levels.shape, *one.tolist()))
-        else:
-            values.append(None)
-    return tuple(values)
+    return tuple(_value(host.__dict__.get(name)) for name in LEVELS)
+
+
+def _value(levels: Any) -> tuple | None:
+    if not isinstance(levels, Tensor):
+        return None
+    one = levels if levels.dim() == 1 else levels.flatten()
+    return (levels.dtype, levels.shape, *one.tolist())
+
+
+def _on_host(levels: Any) -> bool:
+    return not isinstance(levels, Tensor) or levels.is_cpu
 
 
 def _levels_of(scheduler: Any) -> list[tuple[str, Tensor | None, int | None]]:

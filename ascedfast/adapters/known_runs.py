@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from ascedfast.adapters.host_copy import HostCopy, on_host, values_of, version_of
+from ascedfast.adapters.host_copy import LEVELS, HostCopy, on_host, values_of, version_of
 from ascedfast.adapters.schedules import nan_warning, schedule_of, supported_base
 
 MOST = 16
@@ -62,6 +62,8 @@ class KnownRuns:
         # What stock's step reads from the scheduler itself, where anybody may write.
         settings = held.get("predict_x0"), tuple(held.get("disable_corrector", ()))
         settings += held.get("num_inference_steps"), held.get("lower_order_nums", 0)
+        # A solver's scalars are computed where its levels lie, and differ in their last bits.
+        settings += tuple(levels.device if isinstance(levels, Tensor) else None for levels in map(held.get, LEVELS))
         for name in BY_ADDRESS:
             named = held.get(name)
             settings += (id(named), version_of(named), named.device) if isinstance(named, Tensor) else (id(named),)
