@@ -89,7 +89,7 @@ class Engine:
         enabled: bool = True,
         left_alone: str | None = None,
     ) -> list[int]:
-        """``add`` a row for each (seed, draw); their ids."""
+        """``add`` a row for each (seed, draw), all or none; their ids. Args, raises: as there."""
         if not seeds:
             return []
         if not isinstance(schedule, Schedule):

@@ -50,7 +50,8 @@ def _part(buffer: Tensor, start: int, dtype: torch.dtype, shape: torch.Size) -> 
 
 
 def shell(tensor: Tensor) -> Tensor:
-    """The tensor without its memory, for ``torch.empty_like``, which takes half the time of sizes, type and device."""
+    """The tensor without its memory, for ``torch.empty_like``, which takes half the time of sizes, type and device. Its
+    values must not be read: there are none."""
     tensor.untyped_storage().resize_(0)
     return tensor
 

@@ -12,8 +12,8 @@ LIMITS: Mapping[str, str] = {
     "P1/Euler/fp32": _HOST,
     "P1/PNDM*": """the host, once a run: the beginning, three watched steps, T_c and the repair of four remembered
 tensors, some 900 us in all beside a stock run of 5 to 7 ms; 19 other steps pay 10 us each to see that none watches""",
-    "P1/FlowMatchEuler": """the host: one run in two of this machine is slower by a tenth than the last one (.48 and
-.52); the beginning of a run (320 us) and T_c (115 us) are a third of it""",
+    "P1/FlowMatchEuler": """the host: its beginning (320 us) and T_c (115 us) are a third of such a run. Both were
+shortened since; on another machine of this kind the value was .48""",
     "P2/history_fill_*": """divisions of int64 and the arguments of a launch: mended since, beside each other in one
 process 1.22, 1.39 and 1.46 us against 1.10, 1.33 and 1.53 of compiled torch; not measured by this command yet""",
     "P4/*": """the clocks of a GPU at its limit of power: SDXL's runs take 278 or 293 ms, whichever comes; medians .9995

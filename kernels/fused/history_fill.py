@@ -86,13 +86,14 @@ def _history_fill(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(1).to(tl.int64)
-    location = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.program_id(0)
     if CHANNELS > 0:
-        location = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        own = row * 0
+        block = block.to(tl.int64)
+        own = row * 0  # the first channel: the loop counts from there
     else:
         own = row % C
         row = row // C
+    location = block * BLOCK + tl.arange(0, BLOCK)
     there = location < locations
     if DENSE:
         mask += row * locations + location
