@@ -89,7 +89,8 @@ def _robust_threshold(device: torch.device) -> None:
 
 def _label_regions(device: torch.device, backend: str = "triton") -> None:
     plane = randn((2, *LARGER_THAN_REGISTERS), 7, device) > 0.2
-    for mask in (*_masks(device), plane, plane.transpose(1, 2)):
+    wide = randn((1, 24, 1500), 8, device) > 0.2  # 16 locations a lane
+    for mask in (*_masks(device), plane, plane.transpose(1, 2), wide):
         for connectivity in (4, 8) if mask.dim() == 3 else (6, 26):
             ops.label_regions(mask, connectivity=connectivity, min_area=1, core_width=2, backend=backend)
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Device functions of label_regions, one for each step of it (see there): all take flat locations i of one row."""
+"""Device functions of label_regions, one for each step of it (see there): all take flat locations i of one row.
+
+Remainders are written as differences: ``%`` beside a ``//`` of the same lanes aborts the compiler of Triton 3.6
+("Node is not in map", from 16 locations a lane on).
+"""
 
 import triton
 import triton.language as tl
@@ -17,9 +21,9 @@ def _touching(forest, i, ok, height, width, first, k: tl.constexpr, REACH: tl.co
     Of a pair of runs that touch in several places, one place is enough. INSIDE: lines of the band from ``first`` on;
     otherwise those before it.
     """
-    x = i % width
     line = i // width
-    y = line % height
+    x = i - line * width
+    y = line - line // height * height
     if k == 0:
         back = line * 0 + 1
         ok = ok & (y > 0)
@@ -75,7 +79,7 @@ def unite_lines(
 @triton.jit
 def unite_parts(forest, i, first, ok, width, ROUNDS: tl.constexpr):
     """Unite a run that a band's border cuts. True if the union was given up."""
-    ok = ok & (i == first) & (i % width > 0)
+    ok = ok & (i == first) & (i // width * width < i)
     here = tl.load(forest + i, ok, other=-1)
     before = tl.load(forest + i - 1, ok, other=-1)
     ok = (here >= 0) & (before >= 0)
@@ -104,8 +108,9 @@ def label_band(
 ):
     """Step 1: the trees of one band. True if a union was given up."""
     at = mask + offset_of(i, height, width, mask_d, mask_h, mask_w)
+    x = i - i // width * width
     is_set = tl.load(at, ok, other=0) != 0
-    begins = is_set & (tl.load(at - mask_w, ok & (i % width > 0) & (i > first), other=0) == 0)
+    begins = is_set & (tl.load(at - mask_w, ok & (x > 0) & (i > first), other=0) == 0)
     # The area's memory lists the runs first: a running count finds a location's run in the list.
     listed = area + first + tl.cumsum(begins.to(tl.int32), 0) - 1
     tl.store(listed, i, begins)
@@ -118,7 +123,7 @@ def label_band(
     if PARTS:
         long = is_set
         for back in range(CORE_WIDTH):
-            long = long & (tl.load(at - back * mask_w, long & (i % width >= back), other=0) != 0)
+            long = long & (tl.load(at - back * mask_w, long & (x >= back), other=0) != 0)
     tl.store(kept + i, long.to(tl.uint8), ok)
     tl.debug_barrier()
     lost = width < 0  # no
@@ -141,7 +146,8 @@ def gather_regions(forest, area, kept, labels, i, ok, first, end, height, width,
 
     Returns how many roots the band has.
     """
-    x = i % width
+    line = i // width
+    x = i - line * width
     entry = tl.load(forest + i, ok, other=-1)
     is_set = entry != -1
     before = tl.load(forest + i - 1, ok & (x > 0) & (i > first), other=-1) != -1
@@ -152,7 +158,7 @@ def gather_regions(forest, area, kept, labels, i, ok, first, end, height, width,
     tl.atomic_add(area + root, size, mask=is_set & ~after, sem="relaxed")
     if CORE_WIDTH > 1:
         # A location is the last corner of a block if the CORE_WIDTH lines up to its own end runs of that length there.
-        inner = is_set & (i // width % height >= CORE_WIDTH - 1)
+        inner = is_set & (line - line // height * height >= CORE_WIDTH - 1)
         also = inner & (x > 0)
         for back in range(CORE_WIDTH):
             inner = inner & (tl.load(kept + i - back * width, inner, other=0) != 0)
