@@ -4,21 +4,21 @@
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-_HOST = """the host: in float32 the stock's step has no casts (two of FlowMatchEuler's four launches). Ours is a launch
-and some 14 us of Python and driver, and once a run its beginning (260 to 400 us, cold code) and T_c (90 to 140 us). The
-device works 3 us a step"""
+_HOST = """launches and Python: in float32 the stock's step has no casts (two of FlowMatchEuler's four launches), 34 and
+70 us a step. Ours is one launch of 11 to 14 us of Python and driver, and once a run its beginning (170 us, cold code)
+and T_c (75 us, six launches). The device works 3 us a step"""
 LIMITS: Mapping[str, str] = {
-    "P1/FlowMatchEuler/fp32": _HOST,
-    "P1/Euler/fp32": _HOST,
-    "P1/PNDM*": """the host, once a run: the beginning, three watched steps, T_c and the repair of four remembered
-tensors, some 900 us in all beside a stock run of 5 to 7 ms; 19 other steps pay 10 us each to see that none watches""",
-    "P1/FlowMatchEuler": """the host: its beginning (320 us) and T_c (115 us) are a third of such a run. Both were
-shortened since; on another machine of this kind the value was .48""",
-    "P2/history_fill_*": """divisions of int64 and the arguments of a launch: mended since, beside each other in one
-process 1.22, 1.39 and 1.46 us against 1.10, 1.33 and 1.53 of compiled torch; not measured by this command yet""",
-    "P4/*": """the clocks of a GPU at its limit of power: SDXL's runs take 278 or 293 ms, whichever comes; medians .9995
-to 1.0011. Both runs take turns at each step since: not measured yet""",
-    "P7/*": """one pass through memory: a plain copy of as many bytes takes 90 to 97 % of the step's time (see
+    "P1/FlowMatchEuler/fp32": f"{_HOST}. 23 steps at 12 us and these two make 520 us a run; the bar is 425",
+    "P1/Euler/fp32": f"{_HOST}. The bar is 580 us a run, ours takes 630",
+    "P1/PNDM*": """launches and Python, once a run: the beginning, three watched steps, T_c and the repair of four
+remembered tensors, 560 us beside 26 stock steps of 170 us; 21 other steps pay 6 us each to see that none watches. Missed
+by .4 to .9 %, some 25 us a run""",
+    "P4/Wan": """2.7 ms of host time in a run of 6 steps that waits for the device at each step, so that none of it hides
+behind the network (UniPC: the stock step, three watched ones, T_c, the repair). As much in a run of 25 steps, of 4.7 s,
+is 1.0006 by arithmetic; not measured""",
+    "P4/*": """the scatter of the clocks of a GPU at its limit of power: medians .9986 and 1.0003, but 60 % of pairs of
+one run span .967 to 1.016 (SD1.5) and .995 to 1.006 (SDXL), which leaves the limit of 40 pairs .6 and .3 % above""",
+    "P7/*": """one pass through memory: a plain copy of as many bytes takes 90 % of the step's time or more (see
 notes). The bar's floor, a launch that touches one number, does not wait for memory""",
 }
 """Pattern of ids: the limit. The first that matches counts."""

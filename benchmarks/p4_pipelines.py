@@ -26,7 +26,7 @@ from benchmarks.targets import PIPELINES
 from benchmarks.timing import spread, upper_limit
 from benchmarks.turns import Turns, in_turns
 
-PAIRS = {"SD1.5": 40, "SDXL": 40, "FLUX": 24, "Wan": 24}
+PAIRS = {"SD1.5": 160, "SDXL": 120, "FLUX": 24, "Wan": 24}
 STEPS, T_C = 6, 4
 
 
