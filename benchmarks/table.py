@@ -46,10 +46,10 @@ def summary(records: Sequence[Record]) -> str:
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """A row a target group: bars met, and the value farthest from its bar; says "older code" where the hash differs."""
+    """A row a target group: bars met, and the worst value by its bar; says "older code" where the hash differs."""
     now = source_sha256()
     gpu = records[0]["gpu"]
-    lines = [f"| {gpu} | bars met | farthest from its bar | value | bar | unit |", "|---|---|---|---|---|---|"]
+    lines = [f"| {gpu} | bars met | worst by its bar | value | bar | unit |", "|---|---|---|---|---|---|"]
     for group in sorted({entry["id"].partition("/")[0] for entry in records}):
         held = [e for e in records if e["id"].startswith(f"{group}/") and e["bar"] is not None]
         seen = [entry for entry in held if entry["value"] is not None]
@@ -68,7 +68,7 @@ def badness(entry: Record) -> float:
     """Value over bar, or bar over value where more is better: above 1 is a miss."""
     value, bar = entry["value"], entry["bar"]
     if bar == 0:
-        return 1.0 if value <= 0 else 1.0 + value
+        return min(1.0, 1.0 + value) if value <= 0 else 1.0 + value
     if entry["id"].startswith("P3"):
         value, bar = bar, value
     return value / bar if bar > 0 else float("inf")
