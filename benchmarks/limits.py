@@ -14,8 +14,8 @@ LIMITS: Mapping[str, str] = {
 remembered tensors, 560 us beside 26 stock steps of 170 us; 21 other steps pay 6 us each to see that none watches.
 Missed by 23 to 45 us a run""",
     "P4/Wan": """2.7 ms of host time in a run of 6 steps that waits for the device at each step, so that none of it
-hides behind the network (UniPC: the stock step, three watched ones, T_c, the repair). As much in a run of 25 steps, of 4.7 s,
-is 1.0006 by arithmetic; not measured""",
+hides behind the network (UniPC: the stock step, three watched ones, T_c, the repair). As much in a run of 25 steps, of
+4.7 s, is 1.0006 by arithmetic; not measured""",
     "P4/*": """the scatter of the clocks of a GPU at its limit of power: medians .9986 and 1.0003, but 60 % of pairs of
 one run span .967 to 1.016 (SD1.5) and .995 to 1.006 (SDXL), so that the limit of 40 pairs lies .6 and .3 % above its
 median""",
