@@ -139,7 +139,64 @@ def generate(
     report.notes = [
         f"Pipeline {pipeline.resolve().name}, {steps} steps{'' if prompt is None else f', prompt {prompt!r}'}."
     ]
-    finish(report, out, as_json, {})
+    shares = p_values(pipeline, report)
+    finish(report, out, as_json, {} if shares is None else {"p_values": shares})
+
+
+@app.command()
+def calibrate(
+    pipeline: Annotated[Path, typer.Option(help="Folder of a diffusers pipeline, weights in safetensors.")],
+    runs: Annotated[int, typer.Option(min=1, help="Sound runs for each number of steps.")] = 2000,
+    steps: Annotated[
+        str, typer.Option(help="Numbers of solver steps, with commas; others are interpolated.")
+    ] = "12,25,50",
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line, for pipelines that take one.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of one call.")] = 16,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    out: Annotated[Path | None, typer.Option(help="The table's file. Default: asced_null.json in the folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Learn what sound runs of a pipeline score, for a chosen rate of false alarms. Goes on where it was stopped."""
+    from ascedfast.calibration import command
+
+    check_seed(seed, runs)
+    check_device(device)
+    check_writable(pipeline if out is None else out.absolute().parent)
+    quiet_diffusers()
+    try:
+        numbers = [int(one) for one in steps.split(",")]
+        lines = prompts.read_text(encoding="utf-8").splitlines() if prompts else []
+        with progress_bars() as bar:
+            table, path = command.calibrate(
+                pipeline,
+                steps=numbers,
+                count=runs,
+                batch=batch,
+                seed=seed,
+                prompts=[line.strip() for line in lines if line.strip()],
+                device=device,
+                out=out,
+                progress=bar,
+            )
+    except (OSError, ValueError) as error:
+        fail(str(error))
+    except Exception as error:  # settings of a foreign folder that its classes choke on
+        fail(f"{pipeline} cannot be run: {type(error).__name__}: {str(error)[:500]}")
+    rows = [
+        {"changes": len(null.profile), "runs": null.runs, "1 %": null.threshold(0.01), "5 %": null.threshold(0.05)}
+        for null in table.nulls
+    ]
+    if as_json:
+        typer.echo(json.dumps({"table": str(path), "nulls": rows}))
+        return
+    shown = Table("changes before T_c", "sound runs", "severity of 5 %", "severity of 1 %")
+    for row in rows:
+        shown.add_row(str(row["changes"]), str(row["runs"]), f"{row['5 %']:.2f}", f"{row['1 %']:.2f}")
+    Console().print(shown)
+    Console().print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -196,6 +253,31 @@ def doctor(as_json: Json = False) -> None:
     console.print(table)
 
 
+def p_values(pipeline: Path, report: Report) -> list[float | None] | None:
+    """Of each sample the share of sound runs that are as severe, told in the report's notes too. None where the
+    pipeline's folder has no table of sound runs, or one of an earlier pipeline (then a line says so)."""
+    from ascedfast.calibration.folder import load_table
+    from ascedfast.calibration.judge import judge
+
+    try:
+        table = load_table(pipeline)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        err.print(f"[yellow]not compared with sound runs:[/yellow] {escape(str(error))}", highlight=False)
+        return None
+    found: list[float | None] = []
+    for row in report:
+        try:
+            found.append(judge(row, table).p_value)
+        except ValueError:  # left alone; the row says why
+            found.append(None)
+    words = ", ".join(f"{i}: {'-' if p is None else f'{p:.3g}'}" for i, p in enumerate(found))
+    report.notes.append(f"Share of sound runs as severe, by sample: {words} ({table.note}).")
+    err.print(escape(report.notes[-1]), highlight=False)
+    return found
+
+
 def checked_config(mode: str, **changes: Any) -> AscedConfig:
     """The preset, or exit with its own message."""
     try:
@@ -243,15 +325,26 @@ def check_writable(out: Path) -> None:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error; yields progress(done, total)."""
+def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Bars on standard error; yields (title) -> progress(done, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def start(title: str) -> Callable[[int, int], None]:
+            task = bar.add_task(title, total=None)
+            return lambda done, total: bar.update(task, completed=done, total=total)
+
+        yield start
 
 
-def finish(report: Report, out: Path, as_json: bool, figures: dict[str, float]) -> None:
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """One of them; yields progress(done, total)."""
+    with progress_bars() as start:
+        yield start(title)
+
+
+def finish(report: Report, out: Path, as_json: bool, figures: dict[str, Any]) -> None:
     """Save the report and print it, as a table or as JSON."""
     try:
         files = report.save(out)

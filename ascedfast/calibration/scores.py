@@ -29,7 +29,7 @@ STILL_FROM = 3
 """Changes that precede the first one that can be still; fewer where a window has no more."""
 LEAST_CHANGES = 2
 """Changes without which nothing is scored."""
-SCALE_FLOOR = 0.1
+SCALE_FLOOR = 0.01
 """A sample's scale is at least this share of its mean, where most of its steps change nothing."""
 
 
@@ -52,13 +52,13 @@ def relative_changes(d: Tensor, profile: Sequence[float]) -> Tensor:
     Raises: ValueError.
     """
     if d.dim() < 3 or len(profile) != len(d):
-        raise ValueError(
-            f"d must be [K, R, *grid] with K numbers of a profile, got {tuple(d.shape)} and {len(profile)}"
-        )
+        raise ValueError(f"d must be [K, R, *grid], the profile K numbers, got {tuple(d.shape)} and {len(profile)}")
     if not all(0 < value < math.inf for value in profile):
         raise ValueError(f"a profile is positive and finite at every step, got {list(profile)}")
     by_step = torch.tensor(profile, dtype=torch.float64, device=d.device).view(-1, 1)
-    shares = d.double().flatten(2).mean(2) / by_step
+    # A row at a time: torch adds up in another order where there are other rows.
+    means = [row.double().flatten(1).contiguous().mean(1) for row in d.unbind(1)]
+    shares = (torch.stack(means, 1) if means else by_step.new_empty(len(d), 0)) / by_step
     middle = shares.sort(0).values
     count = len(middle)
     scale = (middle[(count - 1) // 2] + middle[count // 2]) / 2
@@ -77,16 +77,18 @@ def temporal_scores(d: Tensor, profile: Sequence[float]) -> Scores:
         raise ValueError(f"{len(d)} changes tell nothing: at least {LEAST_CHANGES} are needed")
     r = relative_changes(d, profile)
     first = min(STILL_FROM, len(r) - 1)
-    total, past = r.sum(0), r[:first].sum(0)
-    still = torch.full_like(total, -torch.inf)
+    past = sum(r[1:first], r[0])
+    still = torch.zeros_like(past)
     for k in range(first, len(r)):
-        still = torch.maximum(still, torch.log((past / k + STILL_FLOOR) / (r[k] + STILL_FLOOR)))
+        still = torch.maximum(still, (past / k + STILL_FLOOR) / (r[k] + STILL_FLOOR))
         past = past + r[k]
-    jump = torch.full_like(total, -torch.inf)
-    if len(r) > LEAST_CHANGES:
-        for there, back in itertools.pairwise(r):
-            # Not below 0: a sum less its two terms may round there.
-            others = (total - there - back).clamp(min=0) / (len(r) - 2)
-            jump = torch.maximum(jump, torch.minimum(there, back) / (others + JUMP_FLOOR))
-        jump = torch.log(jump + JUMP_LEAST)
-    return Scores(still, jump)
+    # In float64: a vectorised logarithm of float32 differs in its last bit between places in memory.
+    still = still.double().log().float()
+    if len(r) == LEAST_CHANGES:
+        return Scores(still, torch.full_like(still, -torch.inf))
+    jump = torch.zeros_like(past)
+    for there, back in itertools.pairwise(r):
+        # Not below 0: a sum less its two terms may round there.
+        others = (past - there - back).clamp(min=0) / (len(r) - 2)
+        jump = torch.maximum(jump, torch.minimum(there, back) / (others + JUMP_FLOOR))
+    return Scores(still, (jump.double() + JUMP_LEAST).log().float())

@@ -59,6 +59,8 @@ class Null:
             raise ValueError(
                 f"{len(self.logsnr)} levels of noise, {len(self.profile)} changes, {len(self.levels)} levels"
             )
+        if not isinstance(self.still, Gumbel):
+            raise ValueError("a table without the distribution of stillness")
         numbers = [*self.logsnr, *self.profile, *self.levels, self.tail, self.runs]
         numbers += [number for one in (self.still, self.jump) if one for number in dataclasses.astuple(one)]
         if not all(math.isfinite(number) for number in numbers):
