@@ -71,7 +71,7 @@ def label_regions(
     mask: Tensor, connectivity: int, min_area: float, max_area: float, core_width: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``ops.label_regions``."""
-    return ops.label_regions(
+    found = ops.label_regions(
         mask,
         connectivity=connectivity,
         min_area=min_area,
@@ -79,6 +79,9 @@ def label_regions(
         core_width=core_width,
         backend=backend,
     )
+    # The fake promises dense results; the reference keeps the order in which the mask lies.
+    labels, kept, overflow = found
+    return labels.contiguous(), kept.contiguous(), overflow
 
 
 @label_regions.register_fake
@@ -90,7 +93,7 @@ def _(mask, connectivity, min_area, max_area, core_width, backend):
 @torch.library.custom_op("ascedfast::dilate_mask", mutates_args=())
 def dilate_mask(mask: Tensor, radius: int, backend: str) -> Tensor:
     """``ops.dilate_mask``."""
-    return ops.dilate_mask(mask, radius, backend=backend)
+    return ops.dilate_mask(mask, radius, backend=backend).contiguous()
 
 
 @dilate_mask.register_fake

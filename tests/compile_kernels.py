@@ -25,6 +25,7 @@ from benchmarks import every_kernel
 
 H100 = GPUTarget("cuda", 90, 32)
 CPU = torch.device("cpu")
+SHARED = 64 << 10  # bytes that a block may have on every card from 7.5 on
 ONE_PATCH = partial(every_kernel.CASES["step_dynamics"], patches=(4,))  # others differ by a number
 CASES = every_kernel.CASES | {"step_dynamics by patch": ONE_PATCH}
 
@@ -59,6 +60,8 @@ def main(names: list[str]) -> None:
         CASES[name](CPU)
         assert len(done) > before, f"{name} launched nothing"
         assert all(".target sm_90" in compiled.asm["ptx"] for compiled in done[before:])
+        shared = max(compiled.metadata.shared for compiled in done[before:])
+        assert shared <= SHARED, f"{name} needs {shared} bytes of shared memory a block"
         kinds = {compiled.hash for compiled in done[before:]}
         print(f"{name}: {len(kinds)} compiled in {time.monotonic() - began:.0f} s", flush=True)
 

@@ -84,6 +84,26 @@ def test_opcheck():
     torch.library.opcheck(custom_ops.history_fill_, ([x.clone()], mask, m, AUTO), test_utils=checks)
 
 
+def test_masks_in_any_order_give_dense_results():
+    """As the fakes promise; what a compiled graph does next relies on it."""
+    mask = (randn(2, 7, 9, seed=2) > 0).transpose(1, 2)
+    checks = ("test_schema", "test_faketensor")
+    for backend in (AUTO, "reference"):
+        torch.library.opcheck(custom_ops.label_regions, (mask, 4, 0.0, 99.0, 1, backend), test_utils=checks)
+        for radius in (0, 2):
+            torch.library.opcheck(custom_ops.dilate_mask, (mask, radius, backend), test_utils=checks)
+
+    def flat(mask):
+        grown = ops.dilate_mask(mask, 0, backend="reference")
+        labels, _, _ = ops.label_regions(grown, connectivity=4, backend="reference")
+        return grown.view(2, -1), labels.view(2, -1)
+
+    for found, expected in zip(
+        torch.compile(flat, backend="aot_eager", fullgraph=True)(mask), flat(mask.contiguous()), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
 def test_a_wrong_argument_is_still_refused():
     def wrong(x):
         return ops.dilate_mask(x, 1, backend=AUTO)

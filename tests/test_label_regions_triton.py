@@ -298,7 +298,7 @@ LARGE = {
     "1000x1500": (1, 1000, 1500),
     "2048x2048": (1, 2048, 2048),
     "long lines": (1, 3, 40000),
-    "the longest line of a band": (2, 3, 16384),
+    "the longest line of a band": (2, 3, 8192),
     "long lines of a volume": (1, 2, 3, 20000),
     "many rows": (512, 64, 64),
     "volume": (1, 16, 128, 128),

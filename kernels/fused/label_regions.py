@@ -27,9 +27,9 @@ from ascedfast.kernels.regions import CORE, gather_regions, label_band, unite_li
 from torch import Tensor
 
 ROUNDS = 8192
-WHOLE_ROW = 16384  # locations that one program takes on by itself
+WHOLE_ROW = 8192  # locations that one program takes on by itself
 BAND = 4096  # locations of a band, where lines are not so long that it would hold fewer than 8
-LARGEST_BAND = 16384  # 64 KiB of shared memory; a longer line is cut
+LARGEST_BAND = 8192  # a longer line is cut. Twice as much would need 128 KiB of shared memory, which few cards have
 
 _COUNTED = tl.constexpr(1024)  # bands that the last program of a row counts at a time
 
