@@ -11,9 +11,10 @@ import torch
 
 BACKENDS = ("auto", "triton", "native", "reference")
 OPS = ("step_dynamics", "robust_threshold", "label_regions", "dilate_mask", "renoise_", "history_fill_")
+"""Of a run; ``temporal_scores`` judges it."""
 
 _NATIVE_OPS = ("label_regions",)
-_TRITON_OPS = ("dilate_mask", "history_fill_", "label_regions", "renoise_", "robust_threshold", "step_dynamics")
+_TRITON_OPS = (*OPS, "temporal_scores")
 _BY_ITSELF = ("triton", "native", "reference")
 """What "auto" tries, in order; labelling is what Triton does worst."""
 _BY_ITSELF_FOR = {"label_regions": ("native", "triton", "reference")}

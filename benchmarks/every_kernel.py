@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ascedfast import AscedConfig, _native_cuda, ops
+from ascedfast.calibration.scores import temporal_scores
 from benchmarks.loops import Loop, randn, step_guided
 
 GRIDS = ((2, 3, 19, 23), (1, 17, 5, 1), (2, 4, 3, 9, 7))
@@ -131,12 +132,19 @@ def _medians_cuda(device: torch.device) -> None:
         _native_cuda.medians(randn((planes, count + 3), 10, device).abs()[:, 3:])
 
 
+def _temporal_scores(device: torch.device) -> None:
+    for shape in ((2, 2, 9, 7), (5, 3, 40, 31), (12, 1, 3, 300, 301), (23, 2, 16, 16)):
+        d = randn(shape, 11, device).abs()
+        temporal_scores(d, [1.0 + k for k in range(len(d))], **BY_TRITON)
+
+
 CASES: dict[str, Callable[[torch.device], None]] = {
     "step_dynamics": _step_dynamics,
     "step_dynamics by patch": _patch_dynamics,
     "step_dynamics with a solver": _solvers,
     "linear_step": _linear_solvers,
     "robust_threshold": _robust_threshold,
+    "temporal_scores": _temporal_scores,
     "label_regions": _label_regions,
     "dilate_mask": _dilate_mask,
     "renoise_": _renoise,

@@ -39,7 +39,7 @@ DETECTED = ("64x64", "128x128", "256x256")
 RIVALS = ("plain", "compiled")
 RIVALED = ("step_dynamics", "robust_threshold", "dilate_mask", "renoise_", "history_fill_")
 """Ops that plain torch can do: it has nothing that labels regions."""
-OPS = ("step_dynamics", "robust_threshold", "label_regions", "dilate_mask", "renoise_", "history_fill_")
+OPS = (*RIVALED[:2], "temporal_scores", "label_regions", *RIVALED[2:])
 
 
 @dataclass(frozen=True)

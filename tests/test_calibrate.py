@@ -264,7 +264,8 @@ def test_a_planted_region_is_found_and_masked(calibrated):
     mask = found.mask(0.02)
     box = torch.zeros(8, 8, dtype=torch.bool)
     box[:4, :4] = True
-    assert (mask & box).sum() / (mask | box).sum() > 0.5
+    assert mask.any()
+    assert not (mask & ~box).any()
     assert not sound.mask(sound.p_value * 0.9).any()
     assert sound.mask(min(0.9, sound.p_value * 1.1)).any()
 

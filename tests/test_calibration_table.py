@@ -19,7 +19,7 @@ LOGSNR = {3: [-9.0, -6.0, -4.0, -2.5], 7: list(np.linspace(-9, -2.4, 8)), 12: li
 
 def draws(n, seed, still=(2.0, 0.2), jump=(0.7, 0.15)):
     random = np.random.default_rng(seed)
-    return [stats.gumbel_r.rvs(*one, size=n, random_state=random) for one in (still, jump)]
+    return [np.exp(stats.gumbel_r.rvs(*one, size=n, random_state=random)) for one in (still, jump)]
 
 
 def null(changes=7, n=2000, seed=0, **kinds):
@@ -32,7 +32,7 @@ def scores(still, jump):
 
 
 def test_moments_give_the_distribution_back():
-    found = gumbel(draws(200_000, 1)[0])
+    found = gumbel(np.log(draws(200_000, 1)[0]))
     assert found.location == pytest.approx(2.0, abs=0.005)
     assert found.scale == pytest.approx(0.2, rel=0.02)
 
@@ -69,10 +69,10 @@ def test_threshold_and_p_value_are_inverse():
 
 def test_without_a_jump_only_stillness_counts():
     still, _ = draws(500, 0)
-    table = fit(LOGSNR[3], [1.0, 2.0, 3.0], still, np.full(500, -math.inf))
+    table = fit(LOGSNR[3], [1.0, 2.0, 3.0], still, np.zeros(500))
     assert table.jump is None
-    assert table.severity(scores([2.5], [99.0])).item() == pytest.approx(
-        (2.5 - table.still.location) / table.still.scale
+    assert table.severity(scores([12.0], [99.0])).item() == pytest.approx(
+        (math.log(12) - table.still.location) / table.still.scale
     )
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ascedfast.calibration.table import EARLIEST, LEAST_RUNS, SURVIVAL, Gumbel, Null
+from ascedfast.calibration.table import EARLIEST, LEAST_RUNS, LEAST_SCORE, SURVIVAL, Gumbel, Null
 
 EULER = 0.5772156649015329
 
 
 def gumbel(largest: np.ndarray) -> Gumbel:
-    """By the method of moments. largest: float [n], the largest score of each sample.
+    """By the method of moments. largest: float [n], the logarithm of each sample's largest score.
 
     Raises: ValueError where all are the same: nothing moves in such runs, or they are one run."""
     scale = float(np.std(largest, ddof=1)) * math.sqrt(6) / math.pi
@@ -26,14 +26,14 @@ def fit(logsnr: Sequence[float], profile: Sequence[float], still: np.ndarray, ju
 
     Args:
         logsnr: of the K + 1 predictions. profile: K mean changes. still, jump: float [n], each run's largest scores;
-            jump -inf throughout where the window is too short.
+            jump 0 throughout where the window is too short for one.
     Raises: ValueError for too few runs, or runs with NaN.
     """
     runs = len(still)
     if runs < LEAST_RUNS:
         raise ValueError(f"{runs} runs are too few for a table: at least {LEAST_RUNS}")
-    has_jump = not np.all(np.isneginf(jump))
-    scores = (still, jump) if has_jump else (still,)
+    has_jump = bool(np.any(jump != 0))
+    scores = [np.log(np.maximum(one, LEAST_SCORE)) for one in ((still, jump) if has_jump else (still,))]
     bad = sum(~np.isfinite(one) for one in scores).astype(bool)
     if bad.any():
         raise ValueError(f"{int(bad.sum())} of {runs} runs hold NaN or Inf")

@@ -3,7 +3,6 @@
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -41,20 +40,19 @@ class StepRuns:
     """What was gathered for one step count: JSON between calls.
 
     logsnr: of the K + 1 predictions. profile: K mean changes, empty before the first PROFILE_RUNS runs. still, jump:
-    the largest scores of each run, by seed from the first on (jump: None where the window is too short).
+    the largest scores of each run, by seed from the first on.
     """
 
     steps: int
     logsnr: list[float] = field(default_factory=list)
     profile: list[float] = field(default_factory=list)
     still: list[float] = field(default_factory=list)
-    jump: list[float | None] = field(default_factory=list)
+    jump: list[float] = field(default_factory=list)
 
     def null(self) -> Null:
         """Raises: ValueError, see ``fit``."""
-        jump = np.array([-math.inf if one is None else one for one in self.jump])
         try:
-            return fit(self.logsnr, self.profile, np.array(self.still), jump)
+            return fit(self.logsnr, self.profile, np.array(self.still), np.array(self.jump))
         except ValueError as error:
             raise ValueError(f"{self.steps} steps: {error}") from error
 
@@ -102,8 +100,7 @@ def gather(pipe: Any, draw: Draw, so_far: StepRuns, runs: int, batch: int, seed:
         for one in maps:
             scores = temporal_scores(one[:, None], so_far.profile)
             so_far.still.append(float(scores.still.max()))
-            jump = float(scores.jump.max())
-            so_far.jump.append(None if jump == -math.inf else jump)
+            so_far.jump.append(float(scores.jump.max()))
         yield so_far
 
 

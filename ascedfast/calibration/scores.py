@@ -4,8 +4,8 @@
 The changes d_k of x0_hat follow one profile over the noise levels, whatever is drawn. r_k is what a location changes at
 step k by that measure, near 1 where it does as the rest of its sample. Two things are rare in a sound run:
 
-    still = max_k  log((mean_{j<k} r_j + C) / (r_k + C))       what was in motion stands still: a trapped region
-    jump  = max_k  log(min(r_k, r_{k+1}) / (mean_{j!=k,k+1} r_j + J) + E)      there and back: a prediction that leapt
+    still = max_k  (mean_{j<k} r_j + C) / (r_k + C)                   what was in motion stands still: a trapped region
+    jump  = max_k  min(r_k, r_{k+1}) / (mean_{j!=k,k+1} r_j + J)      there and back: a prediction that leapt
 
 Neither asks how much a place moves, so edges and subjects, which always move more than the ground, score no higher.
 Both depend on a sample by ratios alone: units and contrast cancel.
@@ -19,12 +19,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ascedfast import _backend
+from ascedfast.device_guard import on_device_of
+
 STILL_FLOOR = 0.05
 """C: changes below 5 % of a sample's own are not told apart."""
 JUMP_FLOOR = 0.5
 """J: half of a sample's usual change; a leap is measured against no less."""
-JUMP_LEAST = 1e-3
-"""E: keeps the logarithm finite."""
 STILL_FROM = 3
 """Changes that precede the first one that can be still; fewer where a window has no more."""
 LEAST_CHANGES = 2
@@ -34,7 +35,7 @@ SCALE_FLOOR = 0.01
 
 
 class Scores(NamedTuple):
-    """still, jump: float32 [R, *grid]; see the module. A window of fewer than three changes has no jump: -inf."""
+    """still, jump: float32 [R, *grid], 0 or more; see the module. A window of two changes has no jump: 0."""
 
     still: Tensor
     jump: Tensor
@@ -51,44 +52,51 @@ def relative_changes(d: Tensor, profile: Sequence[float]) -> Tensor:
     Returns: float32 [K, R, *grid]; 0 where a sample never changes, NaN where its d is.
     Raises: ValueError.
     """
-    if d.dim() < 3 or len(profile) != len(d):
-        raise ValueError(f"d must be [K, R, *grid], the profile K numbers, got {tuple(d.shape)} and {len(profile)}")
-    if not all(0 < value < math.inf for value in profile):
-        raise ValueError(f"a profile is positive and finite at every step, got {list(profile)}")
+    _check(d, profile)
     by_step = torch.tensor(profile, dtype=torch.float64, device=d.device).view(-1, 1)
     # A row at a time: torch adds up in another order where there are other rows.
-    means = [row.double().flatten(1).contiguous().mean(1) for row in d.unbind(1)]
-    shares = (torch.stack(means, 1) if means else by_step.new_empty(len(d), 0)) / by_step
+    sums = [row.double().flatten(1).contiguous().sum(1) for row in d.unbind(1)]
+    shares = (torch.stack(sums, 1) if sums else by_step.new_empty(len(d), 0)) / math.prod(d.shape[2:]) / by_step
     middle = shares.sort(0).values
     count = len(middle)
     scale = (middle[(count - 1) // 2] + middle[count // 2]) / 2
     scale = torch.maximum(scale, SCALE_FLOOR * shares.mean(0))
     units = (by_step * scale).reshape(count, -1, *([1] * (d.dim() - 2)))
-    return torch.where(units == 0, 0.0, d / units.clamp(min=torch.finfo(torch.float64).tiny)).float()
+    r = d.double() / units.clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.where(units == 0, 0.0, r).float()
 
 
-def temporal_scores(d: Tensor, profile: Sequence[float]) -> Scores:
+def _check(d: Tensor, profile: Sequence[float]) -> None:
+    if d.dim() < 3 or len(profile) != len(d):
+        raise ValueError(f"d must be [K, R, *grid], the profile K numbers, got {tuple(d.shape)} and {len(profile)}")
+    if not all(0 < value < math.inf for value in profile):
+        raise ValueError(f"a profile is positive and finite at every step, got {list(profile)}")
+
+
+def temporal_scores(d: Tensor, profile: Sequence[float], *, backend: str = "auto") -> Scores:
     """The scores of every location from the changes of a window.
 
-    Args: d, profile: as for ``relative_changes``; K >= 2. Not modified.
-    Raises: ValueError.
+    Args: d, profile: as for ``relative_changes``; K >= 2. Not modified. By Triton d is float32.
+    Raises: ValueError, BackendError.
     """
+    _check(d, profile)
     if len(d) < LEAST_CHANGES:
         raise ValueError(f"{len(d)} changes tell nothing: at least {LEAST_CHANGES} are needed")
+    if _backend.pick("temporal_scores", d.device, backend) == "triton" and d.dtype == torch.float32:
+        from ascedfast.kernels import temporal_scores as kernel
+
+        with on_device_of(d):
+            return Scores(*kernel.temporal_scores(d, profile))
     r = relative_changes(d, profile)
     first = min(STILL_FROM, len(r) - 1)
-    past = sum(r[1:first], r[0])
-    still = torch.zeros_like(past)
+    total = sum(r[1:first], r[0])
+    still, jump = torch.zeros_like(total), torch.zeros_like(total)
     for k in range(first, len(r)):
-        still = torch.maximum(still, (past / k + STILL_FLOOR) / (r[k] + STILL_FLOOR))
-        past = past + r[k]
-    # In float64: a vectorised logarithm of float32 differs in its last bit between places in memory.
-    still = still.double().log().float()
-    if len(r) == LEAST_CHANGES:
-        return Scores(still, torch.full_like(still, -torch.inf))
-    jump = torch.zeros_like(past)
-    for there, back in itertools.pairwise(r):
-        # Not below 0: a sum less its two terms may round there.
-        others = (past - there - back).clamp(min=0) / (len(r) - 2)
-        jump = torch.maximum(jump, torch.minimum(there, back) / (others + JUMP_FLOOR))
-    return Scores(still, (jump.double() + JUMP_LEAST).log().float())
+        still = torch.maximum(still, (total * (1 / k) + STILL_FLOOR) / (r[k] + STILL_FLOOR))
+        total = total + r[k]
+    if len(r) > LEAST_CHANGES:
+        for there, back in itertools.pairwise(r):
+            # Not below 0: a sum less its two terms may round there.
+            others = (total - there - back).clamp(min=0) * (1 / (len(r) - 2))
+            jump = torch.maximum(jump, torch.minimum(there, back) / (others + JUMP_FLOOR))
+    return Scores(still, jump)

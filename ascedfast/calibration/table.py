@@ -24,11 +24,13 @@ SURVIVAL = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1)
 """Shares of sound runs whose severities a table knows; rarer ones follow the exponential tail."""
 TAIL_FROM = SURVIVAL[-1]
 LEAST_RUNS = 100
+LEAST_SCORE = 1e-3
+"""Lower scores are taken for it: the logarithm stays finite."""
 
 
 @dataclass(frozen=True)
 class Gumbel:
-    """Location and scale of an extreme value distribution, here that of a sample's largest score."""
+    """Location and scale of an extreme value distribution, here that of the logarithm of a sample's largest score."""
 
     location: float
     scale: float
@@ -41,7 +43,7 @@ class Null:
     Attributes:
         logsnr: of the K + 1 predictions of the window, not below EARLIEST.
         profile: K mean changes, by step; only their ratios count.
-        still, jump: of the largest score of a sample; ``jump`` is None where a window is too short for one.
+        still, jump: of the logarithm of a sample's largest score; ``jump`` is None where a window is too short for one.
         levels: severities that the shares SURVIVAL of the runs exceed. tail: mean of what a run exceeds the last of
             them by, if it does. runs: how many there were.
     """
@@ -74,10 +76,8 @@ class Null:
     def severity(self, scores: Scores) -> Tensor:
         """Of every location, float32 [R, *grid]: how far its rarer score lies beyond a sound sample's largest, in
         scales of it. A sample's severity is the largest of its locations."""
-        found = (scores.still - self.still.location) / self.still.scale
-        if self.jump is not None:
-            found = torch.maximum(found, (scores.jump - self.jump.location) / self.jump.scale)
-        return found
+        found = _scales(scores.still, self.still)
+        return found if self.jump is None else torch.maximum(found, _scales(scores.jump, self.jump))
 
     def p_value(self, severity: float) -> float:
         """Share of sound samples that are at least as severe, in (0, 1]; NaN for NaN."""
@@ -163,6 +163,11 @@ class NullTable:
             return cls(nulls, str(values["pipeline"]), str(values["note"]))
         except (UnicodeDecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no table of sound runs: {error}") from error
+
+
+def _scales(score: Tensor, by: Gumbel) -> Tensor:
+    # In float64: a vectorised logarithm of float32 differs in its last bit between places in memory.
+    return ((score.double().clamp(min=LEAST_SCORE).log() - by.location) / by.scale).float()
 
 
 def _null(entry: dict[str, Any]) -> Null:

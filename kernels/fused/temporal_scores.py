@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""temporal_scores: how still a place stands and how far it leapt, as ``calibration.scores`` has it.
+
+Two launches over the smoothed changes of a window. The first adds up each plane in float64, a stretch a program; the
+second finds the row's scale from these sums (the median of K numbers, by rank, in every program) and goes over the
+window twice, once for what stands still and once for what leapt, when the mean of the other changes is known.
+Without atomics: the same bits from run to run, and for a row in any batch. Next to the reference only the sums differ,
+in the last bit of a float64, which moves one score in some thousand by its last bit.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ascedfast.calibration import scores
+from ascedfast.upload import upload
+
+BLOCK = 1024
+"""Locations of a program of the second launch, and of a step of one of the first."""
+STRETCHES = 64
+"""At most so many sums of a plane."""
+
+
+@triton.jit
+def _sums(
+    d,  # [K, R, n] fp32
+    sums,  # [K*R, STRETCHES] fp64, written
+    locations,
+    stretch,  # locations of one, whole blocks
+    STRETCHES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    plane = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * stretch
+    end = tl.minimum(first + stretch, locations)
+    total = tl.zeros([BLOCK], tl.float64)
+    for start in range(first, end, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        total += tl.load(d + plane * locations + i, i < end, other=0.0).to(tl.float64)
+    tl.store(sums + plane * STRETCHES + tl.program_id(1), tl.sum(total, 0))
+
+
+@triton.jit
+def _larger(a, b):
+    """The larger one; NaN stays."""
+    return tl.where((b > a) | (b != b), b, a)
+
+
+@triton.jit
+def _scale_of(
+    sums, profile, row, rows, locations, K: tl.constexpr, FLOOR: tl.constexpr, STRETCHES: tl.constexpr, KS: tl.constexpr
+):
+    """The row's scale: the median of its steps' mean changes by the profile, at least FLOOR of their mean."""
+    k = tl.arange(0, KS)
+    known = k < K
+    total = tl.zeros([KS], tl.float64)
+    for part in range(STRETCHES):
+        total += tl.load(sums + (k * rows + row) * STRETCHES + part, known, other=0.0)
+    share = total / locations.to(tl.float64) / tl.load(profile + k, known, other=1.0)
+    before = (share[None, :] < share[:, None]) | ((share[None, :] == share[:, None]) & (k[None, :] < k[:, None]))
+    rank = tl.sum((before & known[None, :]).to(tl.int32), 1)
+    low = tl.sum(tl.where(known & (rank == (K - 1) // 2), share, 0.0), 0)
+    high = tl.sum(tl.where(known & (rank == K // 2), share, 0.0), 0)
+    mean = tl.sum(tl.where(known, share, 0.0), 0) / K
+    scale = (low + high) / 2
+    return tl.where(mean != mean, mean, _larger(scale, mean * FLOOR))
+
+
+@triton.jit
+def _relative(d, k, plane_size, unit, i, ok):
+    """r_k of locations i: d_k by its unit; 0 where the sample never changes."""
+    change = tl.load(d + k * plane_size + i, ok, other=0.0).to(tl.float64)
+    smallest = tl.where(unit < 2.2250738585072014e-308, 2.2250738585072014e-308, unit)
+    return tl.where(unit == 0, 0.0, change / smallest).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["rows", "locations"])
+def _scores(
+    d,  # [K, R, n] fp32
+    sums,  # [K*R, STRETCHES] fp64
+    profile,  # [2, K] fp64: the profile, and 1/k
+    still,  # [R, n] fp32, written
+    jump,  # [R, n] fp32, written
+    rows,
+    locations,
+    K: tl.constexpr,
+    FIRST: tl.constexpr,
+    A_SHARE: tl.constexpr,  # 1 / (K - 2)
+    STILL_FLOOR: tl.constexpr,
+    JUMP_FLOOR: tl.constexpr,
+    SCALE_FLOOR: tl.constexpr,
+    STRETCHES: tl.constexpr,
+    KS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ok = i < locations
+    scale = _scale_of(sums, profile, row, rows, locations, K, SCALE_FLOOR, STRETCHES, KS)
+    plane_size = rows.to(tl.int64) * locations
+    d += row * locations
+    total = tl.zeros([BLOCK], tl.float32)
+    calm = tl.zeros([BLOCK], tl.float32)
+    for k in range(K):
+        r = _relative(d, k, plane_size, tl.load(profile + k) * scale, i, ok)
+        if k >= FIRST:
+            past = total * tl.load(profile + K + k).to(tl.float32)
+            calm = _larger(calm, tl.div_rn(past + STILL_FLOOR, r + STILL_FLOOR))
+        total += r
+    tl.store(still + row * locations + i, calm, ok)
+    leap = tl.zeros([BLOCK], tl.float32)
+    if K > 2:
+        there = _relative(d, 0, plane_size, tl.load(profile) * scale, i, ok)
+        for k in range(1, K):
+            back = _relative(d, k, plane_size, tl.load(profile + k) * scale, i, ok)
+            others = total - there - back
+            others = tl.where(others < 0, 0.0, others) * A_SHARE
+            both = tl.where((there < back) | (there != there), there, back)
+            leap = _larger(leap, tl.div_rn(both, others + JUMP_FLOOR))
+            there = back
+    tl.store(jump + row * locations + i, leap, ok)
+
+
+def temporal_scores(d: Tensor, profile: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Launch on checked arguments, see ``calibration.scores.temporal_scores``. d: float32 [K, R, *grid], K >= 2."""
+    count, rows, *grid = d.shape
+    locations = math.prod(grid)
+    still, jump = torch.empty((2, rows, *grid), dtype=torch.float32, device=d.device)
+    if still.numel() == 0:
+        return still, jump
+    d = d.contiguous()
+    stretch = triton.cdiv(triton.cdiv(locations, STRETCHES), BLOCK) * BLOCK
+    stretches = triton.cdiv(locations, stretch)
+    sums = torch.empty((count * rows, stretches), dtype=torch.float64, device=d.device)
+    table = torch.tensor([list(profile), [0, *(1 / k for k in range(1, count))]], dtype=torch.float64)
+    table = upload(table, d.device)
+    _sums[(count * rows, stretches)](d, sums, locations, stretch, stretches, BLOCK)
+    _scores[(rows, triton.cdiv(locations, BLOCK))](
+        d,
+        sums,
+        table,
+        still,
+        jump,
+        rows,
+        locations,
+        count,
+        min(scores.STILL_FROM, count - 1),
+        1 / max(1, count - 2),
+        scores.STILL_FLOOR,
+        scores.JUMP_FLOOR,
+        scores.SCALE_FLOOR,
+        stretches,
+        max(16, triton.next_power_of_2(count)),
+        BLOCK,
+        enable_fp_fusion=False,
+    )
+    return still, jump
