@@ -37,6 +37,29 @@ def _check_mask(mask: Tensor) -> None:
     _check(mask.dim() in (3, 4), f"mask must be [R, H, W] or [R, D, H, W], got {tuple(mask.shape)}")
 
 
+def _check_a_row(x: Tensor, dtype: torch.dtype, **values: Tensor | None) -> None:
+    """Each of the values is one number a row of x."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        if value.dtype != dtype:
+            raise TypeError(f"{name} must be {dtype}, got {value.dtype}")
+        _check(tuple(value.shape) == (len(x),), f"{name} must be [{len(x)}], one a row, got {tuple(value.shape)}")
+        _check(value.device == x.device, f"{name} is on {value.device}, x on {x.device}")
+
+
+def _check_writable(name: str, x: Tensor) -> None:
+    """x may be written to, each element on its own."""
+    asks = x.requires_grad and x.is_leaf and torch.is_grad_enabled()
+    _check(not asks, f"{name} is a leaf that requires gradients: it cannot be written to")
+    shared = any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
+    _check(not shared, f"{name} is expanded, so that one element stands for many: write to a clone of it")
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def _by_triton(op: str, backend: str, *tensors: Tensor) -> bool:
     """Whether Triton computes the op of these tensors. It knows no float64: "auto" leaves that to the reference."""
     if _backend.pick(op, tensors[0].device, backend) != "triton":
@@ -74,7 +97,7 @@ def step_dynamics(
         x, m: state and model output, [R, C, *grid], fp32, bf16, fp16 or fp64.
         a, b: float32 [R] or 0-dim, on x's device (``process.Coefficients``).
         x0_prev: the previous step's x0_hat, or None at the first step.
-        clip: clamp of x0_hat, NaN kept.
+        clip: clamp of x0_hat, above 0; NaN is kept.
         reduce: "mean" or "max" over channels.
         patch: side in locations of the (H, W) plane, 1, 2, 4, 8 or 16; above 1 d is the mean over patch x patch squares
             of the dynamics of their locations, one cut off by the border over the locations that it has.
@@ -88,6 +111,13 @@ def step_dynamics(
         return x0, None if x0_prev is None else d
     _check_states(x, ("m", m), *([("x0_prev", x0_prev)] if x0_prev is not None else []))
     _check(reduce in ("mean", "max"), f"reduce must be 'mean' or 'max', got {reduce!r}")
+    _check(clip is None or clip > 0, f"clip must be above 0, got {clip}")
+    _check(x0_prev is None or x.shape[1] > 0, f"x has no channels: {tuple(x.shape)}")
+    for name, value in (("a", a), ("b", b)):
+        if value.dtype != torch.float32:
+            raise TypeError(f"{name} must be float32, got {value.dtype}")
+        _check(value.shape in ((), x.shape[:1]), f"{name} must be [{len(x)}] or 0-dim, got {tuple(value.shape)}")
+        _check(value.device == x.device, f"{name} is on {value.device}, x on {x.device}")
     _check(isinstance(patch, int) and patch in (1, 2, 4, 8, 16), f"patch must be 1, 2, 4, 8 or 16, got {patch!r}")
     if _by_triton("step_dynamics", backend, x, m, *([x0_prev] if x0_prev is not None else [])):
         from ascedfast.kernels import patch_dynamics
@@ -141,7 +171,8 @@ def robust_threshold(
         _check_scale(mad_scale, maps)
     else:
         _check(mad_scale >= 0, f"mad_scale must be 0 or more, got {mad_scale}")
-    _check(min(mad_floor, blur_sigma) >= 0, "mad_floor and blur_sigma must be 0 or more")
+    for name, value in (("mad_floor", mad_floor), ("blur_sigma", blur_sigma)):
+        _check(0 <= value < float("inf"), f"{name} must be 0 or more and finite, got {value}")
     settings = {"mad_scale": mad_scale, "mad_floor": mad_floor, "blur_sigma": blur_sigma, "z_floor": z_floor}
     if _by_triton("robust_threshold", backend, maps):
         from ascedfast.kernels import robust_threshold as kernel
@@ -180,7 +211,7 @@ def label_regions(
     _check_mask(mask)
     allowed = (4, 8) if mask.dim() == 3 else (6, 26)
     _check(connectivity in allowed, f"connectivity of a {mask.dim() - 1}D grid must be in {allowed}: {connectivity}")
-    _check(core_width >= 1, f"core_width must be at least 1, got {core_width}")
+    _check(_whole(core_width, 1), f"core_width must be an int of at least 1, got {core_width!r}")
     _check(max_area > min_area >= 0, f"0 <= min_area < max_area must hold, got {min_area} and {max_area}")
     rules = {"connectivity": connectivity, "min_area": min_area, "max_area": max_area, "core_width": core_width}
     picked = _backend.pick("label_regions", mask.device, backend)
@@ -221,13 +252,14 @@ def dilate_mask(mask: Tensor, radius: int, *, backend: str = "auto") -> Tensor:
     if torch.compiler.is_compiling():
         return torch.ops.ascedfast.dilate_mask(mask, radius, backend)
     _check_mask(mask)
-    _check(radius >= 0, f"radius must be 0 or more, got {radius}")
+    _check(_whole(radius, 0), f"radius must be an int of 0 or more, got {radius!r}")
+    radius = min(radius, max(mask.shape[-2:]))  # more is no larger
     if _backend.pick("dilate_mask", mask.device, backend) == "triton":
         from ascedfast.kernels import dilate_mask as kernel
 
         with on_device_of(mask):
             return kernel.dilate_mask(mask, radius)
-    return reference.dilate_mask(mask, radius)
+    return reference.dilate_mask(mask, radius).contiguous()
 
 
 def renoise_(
@@ -248,7 +280,8 @@ def renoise_(
     Args:
         x: [R, C, *grid], modified; mask: bool [R, *grid]; x0: [R, C, *grid] fp32 or fp64.
         alpha, sigma: the level of x, float32 [R]; x0_noise: float32 [R], None for 0.
-        seeds, steps, draws: int64 [R]; the noise depends on them and on the location alone (``noise.normal``).
+        seeds, steps, draws: int64 [R]; the noise depends on them and on the location alone (``noise.normal``). Steps
+            in 0..2^32 - 1, draws in 0..65535, unchecked: reading them back would stall the device.
     Returns: x. Source: arXiv 2503.16218, Eq. 6, noise added to x0 as in the released code. Raises: ValueError,
         TypeError.
     """
@@ -259,6 +292,12 @@ def renoise_(
     _check_mask(mask)
     expected = (x.shape[0], *x.shape[2:])
     _check(tuple(mask.shape) == expected, f"mask must be {expected}, got {tuple(mask.shape)}")
+    _check(mask.device == x.device, f"mask is on {mask.device}, x on {x.device}")
+    if x0.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x0 must be float32 or float64, got {x0.dtype}")
+    _check_a_row(x, torch.float32, alpha=alpha, sigma=sigma, x0_noise=x0_noise)
+    _check_a_row(x, torch.int64, seeds=seeds, steps=steps, draws=draws)
+    _check_writable("x", x)
     if _by_triton("renoise_", backend, x, x0):
         from ascedfast.kernels import renoise as kernel
 
@@ -290,6 +329,8 @@ def history_fill_(entries: Sequence[Tensor], mask: Tensor, current: Tensor, *, b
     expected = (current.shape[0], *current.shape[2:])
     _check(tuple(mask.shape) == expected, f"mask must be {expected}, got {tuple(mask.shape)}")
     _check(mask.device == current.device, f"mask is on {mask.device}, current on {current.device}")
+    for i, entry in enumerate(entries):
+        _check_writable(f"entries[{i}]", entry)
     picked = _backend.pick("history_fill_", current.device, backend)
     if not entries:
         return

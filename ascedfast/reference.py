@@ -51,7 +51,7 @@ def step_dynamics(
         x0 = x0.clamp(-clip, clip)
     zero = torch.add(x - x, m, alpha=0)  # NaN where x or m is not finite
     x0 = x0 - zero  # a difference: a sum would lose the sign of a zero
-    return x0, None if x0_prev is None else patch_means(dynamics(x0, x0_prev, reduce), patch)
+    return x0, None if x0_prev is None else patch_means(dynamics(x0, x0_prev.to(dtype), reduce), patch)
 
 
 CHANNEL_GROUP = 16

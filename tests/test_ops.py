@@ -195,8 +195,17 @@ def threshold(maps=MAPS, **changes):
     return ops.robust_threshold(maps, **(THRESHOLD | changes))
 
 
-def renoise(x=X, mask=MASK, x0=X):
-    return ops.renoise_(x.clone(), mask, x0, ONE, ONE, seeds=ZERO, steps=ZERO, draws=ZERO)
+def renoise(x=X, mask=MASK, x0=X, **changes):
+    values = {"alpha": ONE, "sigma": ONE, "seeds": ZERO, "steps": ZERO, "draws": ZERO} | changes
+    return ops.renoise_(x, mask, x0, **values)
+
+
+def fill(entry, current=X):
+    return ops.history_fill_([X.clone(), entry], MASK, current)
+
+
+LEAF = torch.zeros(2, 3, 6, 5, requires_grad=True)
+EXPANDED = torch.zeros(1, 3, 6, 5).expand(2, 3, 6, 5)
 
 
 REFUSED = [
@@ -207,6 +216,13 @@ REFUSED = [
     (lambda: ops.step_dynamics(X, X, ONE, ONE, X[:, :1]), ValueError, "x0_prev"),
     (lambda: ops.step_dynamics(X, X.to("meta"), ONE, ONE), ValueError, "meta"),
     (lambda: ops.step_dynamics(X, X, ONE, ONE, reduce="sum"), ValueError, "reduce"),
+    (lambda: ops.step_dynamics(X, X, ONE, ONE, clip=-1.0), ValueError, "clip"),
+    (lambda: ops.step_dynamics(X, X, ONE, ONE, clip=float("nan")), ValueError, "clip"),
+    (lambda: ops.step_dynamics(X, X, ONE[:1], ONE), ValueError, "a must be"),
+    (lambda: ops.step_dynamics(X, X, ONE, ONE[:, None]), ValueError, "b must be"),
+    (lambda: ops.step_dynamics(X, X, ONE, ONE.double()), TypeError, "b must be"),
+    (lambda: ops.step_dynamics(X, X, ONE.to("meta"), ONE), ValueError, "a is on meta"),
+    (lambda: ops.step_dynamics(X[:, :0], X[:, :0], ONE, ONE, X[:, :0]), ValueError, "no channels"),
     (lambda: ops.step_dynamics(X, X, ONE, ONE, backend="cuda"), ValueError, "unknown backend"),
     (lambda: ops.step_dynamics(X, X, ONE, ONE, backend="native"), BackendError, "step_dynamics"),
     (lambda: threshold(MAPS.half()), TypeError, "float32"),
@@ -217,14 +233,32 @@ REFUSED = [
     (lambda: threshold(mad_scale=-1.0), ValueError, "mad_scale"),
     (lambda: threshold(mad_floor=-1.0), ValueError, "mad_floor"),
     (lambda: threshold(blur_sigma=-1.0), ValueError, "blur_sigma"),
+    (lambda: threshold(blur_sigma=float("nan")), ValueError, "blur_sigma"),
+    (lambda: threshold(blur_sigma=float("inf")), ValueError, "blur_sigma"),
+    (lambda: threshold(mad_floor=float("nan")), ValueError, "mad_floor"),
+    (lambda: ops.label_regions(MASK, connectivity=4, core_width=2.0), ValueError, "core_width"),
+    (lambda: ops.label_regions(MASK, connectivity=4, core_width=True), ValueError, "core_width"),
     (lambda: ops.dilate_mask(MASK.float(), 1), TypeError, "bool"),
     (lambda: ops.dilate_mask(MASK[0], 1), ValueError, "mask must be"),
     (lambda: ops.dilate_mask(MASK, -1), ValueError, "radius"),
+    (lambda: ops.dilate_mask(MASK, 1.5), ValueError, "radius"),
     (lambda: renoise(mask=MASK[:1]), ValueError, "mask must be"),
     (lambda: renoise(mask=MASK.int()), TypeError, "bool"),
     (lambda: renoise(x0=X[:, :2]), ValueError, "x0 must have"),
     (lambda: renoise(x0=X.to("meta")), ValueError, "meta"),
     (lambda: renoise(x=X.int()), TypeError, "float"),
+    (lambda: renoise(x0=X.half()), TypeError, "x0 must be float32"),
+    (lambda: renoise(mask=MASK.to("meta")), ValueError, "mask is on meta"),
+    (lambda: renoise(alpha=ONE[0]), ValueError, "alpha must be"),
+    (lambda: renoise(sigma=ONE.double()), TypeError, "sigma must be"),
+    (lambda: renoise(x0_noise=ONE[:1]), ValueError, "x0_noise must be"),
+    (lambda: renoise(seeds=ZERO.int()), TypeError, "seeds must be"),
+    (lambda: renoise(steps=ZERO[:1]), ValueError, "steps must be"),
+    (lambda: renoise(draws=ZERO.to("meta")), ValueError, "draws is on meta"),
+    (lambda: renoise(x=LEAF), ValueError, "requires gradients"),
+    (lambda: renoise(x=EXPANDED), ValueError, "expanded"),
+    (lambda: fill(LEAF), ValueError, r"entries\[1\] is a leaf"),
+    (lambda: fill(EXPANDED), ValueError, r"entries\[1\] is expanded"),
 ]
 
 
@@ -232,6 +266,32 @@ REFUSED = [
 def test_ops_refuse(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_a_refused_call_has_written_nothing():
+    first = torch.zeros(2, 3, 6, 5)
+    for second in (EXPANDED, LEAF):
+        with pytest.raises(ValueError, match=r"entries\[1\]"):
+            ops.history_fill_([first, second], ~MASK, X + 1)
+        assert not first.any()
+
+
+def test_a_leaf_may_be_written_to_without_gradients():
+    leaf = torch.zeros(2, 3, 6, 5, requires_grad=True)
+    with torch.no_grad():
+        ops.history_fill_([leaf], ~MASK, X + 1)
+    assert bool((leaf == 1).all())
+
+
+def test_changes_from_a_float64_prediction_are_float32():
+    assert ops.step_dynamics(X, X, ONE, ONE, X.double())[1].dtype == torch.float32
+
+
+def test_a_mask_in_any_order_grows_to_a_dense_one():
+    turned = torch.zeros(2, 5, 6, dtype=torch.bool).transpose(1, 2)
+    for radius in (0, 1):
+        assert ops.dilate_mask(turned, radius, backend="reference").is_contiguous()
+    assert bool(ops.dilate_mask(~MASK, 1 << 40).all())
 
 
 def test_no_rows():

@@ -147,18 +147,11 @@ def renoise_(
     """Launch on checked arguments, see ``ops.renoise_``. x0 is fp32."""
     if x.numel() == 0:
         return x
-    levels = (_a_row(value, torch.float32, len(x)) for value in (alpha, sigma, alpha if x0_noise is None else x0_noise))
-    keys = (_a_row(value, torch.int64, len(x)) for value in (seeds, steps, draws))
-    tensors = (x, mask, x0, *levels, *keys)
+    levels = (alpha, sigma, alpha if x0_noise is None else x0_noise)
+    # The kernel walks through dense rows.
+    tensors = (x, mask, x0, *(value.contiguous() for value in (*levels, seeds, steps, draws)))
     _prepared(*_kind(tensors, x0_noise is not None))(*tensors)
     return x
-
-
-def _a_row(values: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
-    """As the kernel reads them: dense, one a row. ``values`` itself where it is that."""
-    if values.dtype == dtype and values.shape == (rows,) and values.is_contiguous():
-        return values
-    return values.to(dtype).expand(rows).contiguous()
 
 
 def add_to(sequence: Any, tensors: Sequence[Tensor], places: Sequence[Place], perturb: bool) -> None:
