@@ -103,6 +103,7 @@ def generate(
     steps: Steps = 25,
     mode: Mode = "fast",
     device: Device = "cpu",
+    rate: Annotated[float, typer.Option(help="Mode calibrated: share of sound images that may be flagged.")] = 0.05,
     compare: Annotated[bool, typer.Option(help="Also run without correction, for the report.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -110,7 +111,8 @@ def generate(
     from ascedfast.adapters.diffusers import asced
     from ascedfast.adapters.pipeline_folder import FolderError, call_arguments, images_of, load_pipeline
 
-    config = checked_config(mode, record="run")
+    calibrated = {"rate": rate, "table": table_of(pipeline)} if mode == "calibrated" else {}
+    config = checked_config(mode, record="run", **calibrated)
     check_seed(seed, n)
     check_device(device)
     check_writable(out)
@@ -251,6 +253,16 @@ def doctor(as_json: Json = False) -> None:
         others = "\n".join(f"{name}: {'; '.join(causes)}" for name, causes in row["others"].items())
         table.add_row(row["op"], row["device"], row["backend"], others)
     console.print(table)
+
+
+def table_of(pipeline: Path) -> Any:
+    """The table of sound runs in a pipeline's folder, or exit with a message."""
+    from ascedfast.calibration.folder import load_table
+
+    try:
+        return load_table(pipeline)
+    except (OSError, ValueError) as error:
+        fail(str(error))
 
 
 def p_values(pipeline: Path, report: Report) -> list[float | None] | None:

@@ -7,8 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-Mode = Literal["official", "paper", "fast"]
-MODES: tuple[Mode, ...] = ("official", "paper", "fast")
+from ascedfast.calibration.table import NullTable
+
+Mode = Literal["official", "paper", "fast", "calibrated"]
+MODES: tuple[Mode, ...] = ("official", "paper", "fast", "calibrated")
 HALF_GREY_LEVEL = 0.5 / 127.5
 """Half of one of 256 grey levels, for pixels in [-1, 1]."""
 
@@ -23,6 +25,8 @@ class AscedConfig:
     Attributes:
         mode: which signal is watched. "official": 8-bit grey levels of x0_hat, all channels, as the released code.
             "paper": the weighted score w(t)*s_t, all channels. "fast": one channel, |change of x0_hat|.
+            "calibrated": the scores of ``calibration.scores`` against ``table``, at ``rate``; of what follows it takes
+            ``grow``, the sizes' scaling, and what is not about thresholds and regions.
         mad_scale: a location is abnormal above median + mad_scale * 1.4826 * MAD.
         mad_floor: lower bound of the MAD; units of x0_hat ("official": grey levels).
         blur_sigma: standard deviation of the Gaussian smoothing.
@@ -42,6 +46,8 @@ class AscedConfig:
             DPM-Solver++); accurate, but not the stock's image bit for bit. A run that began so must end so: the
             solver's own memory stays empty, and the stock step of a copy, or after ``disable_asced``, would start from
             nothing.
+        table: what sound runs of the pipeline score (``calibration.folder.load_table``); needed by mode "calibrated".
+        rate: share of sound samples in which mode "calibrated" finds anything.
         backend: "auto", "triton", "native" or "reference"; an explicit choice that cannot be met raises.
     """
 
@@ -62,6 +68,8 @@ class AscedConfig:
     x0_noise: float = 0.0
     record: Literal["window", "run"] = "window"
     form: Literal["parity", "linear"] = "parity"
+    table: NullTable | None = None
+    rate: float = 0.05
     backend: Literal["auto", "triton", "native", "reference"] = "auto"
 
     @classmethod
@@ -92,6 +100,11 @@ class AscedConfig:
         return cls._preset(preset, changes)
 
     @classmethod
+    def calibrated(cls, table: NullTable | None = None, **changes: Any) -> Self:
+        """Regions that a share ``rate`` of sound runs of the pipeline has any of, watched from the first step on."""
+        return cls._preset({"mode": "calibrated", "table": table}, changes)
+
+    @classmethod
     def for_mode(cls, mode: str, **changes: Any) -> Self:
         """The preset of that name."""
         if mode not in MODES:
@@ -102,11 +115,14 @@ class AscedConfig:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Inverse of ``to_dict``; missing keys take the defaults of ``values["mode"]``. TypeError on unknown keys."""
         rest = {key: math.inf if value == "inf" else value for key, value in values.items()}
+        if rest.get("table") is not None:
+            rest["table"] = NullTable.from_dict(rest["table"])
         return cls.for_mode(rest.pop("mode", "fast"), **rest)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold (an unbounded area is written as "inf")."""
-        values = dataclasses.asdict(self)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["table"] = self.table and self.table.to_dict()
         return {key: "inf" if value == math.inf else value for key, value in values.items()}
 
     @classmethod
@@ -147,7 +163,16 @@ class AscedConfig:
             "an int >= 1 or None",
         )
         check(self.channels in ("mean", "max"), "channels", "'mean' or 'max'")
-        check(self.mode == "fast" or self.channels == "max", "channels", f"'max' in mode {self.mode!r}")
+        one_channel = self.mode in ("fast", "calibrated")
+        check(one_channel or self.channels == "max", "channels", f"'max' in mode {self.mode!r}")
+        has_table = isinstance(self.table, NullTable)
+        check(
+            has_table or (self.table is None and self.mode != "calibrated"),
+            "table",
+            "a NullTable, which ascedfast calibrate makes",
+        )
+        check(number("rate") and 0 < self.rate <= 0.5, "rate", "above 0 and at most .5")
+        check(self.mode != "calibrated" or self.window_start in (None, 0), "window_start", "0 in mode 'calibrated'")
         for name, least in (("t_c", 1), ("window_start", 0)):
             value = getattr(self, name)
             share = isinstance(value, float) and (0 < value < 1 or (value == 0 and least == 0))

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: MIT
 """From what was seen of a run to the mask of its artifacts: signal, threshold, regions."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ascedfast import ops, reference
+from ascedfast.calibration.regions import regions
+from ascedfast.calibration.scores import temporal_scores
+from ascedfast.calibration.windows import smoothed
 from ascedfast.config import HALF_GREY_LEVEL, AscedConfig
 
 
@@ -87,6 +91,25 @@ def detect(maps: Tensor, config: AscedConfig, finite: Tensor | None = None) -> D
     return Detection(mask, grown, z, labels, overflow)
 
 
+def detect_calibrated(
+    d: Tensor, logsnr: Sequence[float], config: AscedConfig, finite: Tensor | None = None
+) -> Detection:
+    """Regions that a share ``config.rate`` of sound runs has any of; z is the severity (``calibration.table``).
+
+    Args:
+        d: float32 [K, R, *grid], changes of x0_hat, not smoothed, from the first step of the run on.
+        logsnr: of the K + 1 predictions. finite: bool [R], as in ``detect``; None: the changes tell.
+    """
+    grid = tuple(d.shape[2:])
+    null = config.table.at(logsnr)
+    severity = null.severity(temporal_scores(smoothed(d), null.profile, backend=config.backend))
+    if finite is not None:
+        severity = torch.where(finite.view(-1, *([1] * len(grid))), severity, torch.nan)
+    mask, labels, overflow = regions(severity, null, config.rate, connectivity_of(config, grid), config.backend)
+    grown = ops.dilate_mask(mask, config.sizes(grid).grow, backend=config.backend)
+    return Detection(mask, grown, severity, labels, overflow)
+
+
 def artifact_mask(frames: Tensor, config: AscedConfig | None = None) -> Tensor:
     """The artifact regions of a window of predictions, before the growth that the correction adds.
 
@@ -103,6 +126,8 @@ def artifact_mask(frames: Tensor, config: AscedConfig | None = None) -> Tensor:
         raise TypeError(f"config must be an AscedConfig, got {type(config).__name__}")
     if not isinstance(frames, Tensor) or not frames.is_floating_point():
         raise TypeError(f"frames must be a float tensor, got {getattr(frames, 'dtype', type(frames).__name__)}")
+    if config.mode == "calibrated":
+        raise ValueError("mode 'calibrated' needs the noise levels of a run: watch it, or call detect_calibrated")
     if frames.dim() != 5:
         raise ValueError(f"frames must be [K, B, C, H, W], got {tuple(frames.shape)}")
     if frames.shape[0] < 2:

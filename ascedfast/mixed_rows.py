@@ -30,7 +30,7 @@ def dynamics_of(
 
 
 def signal_of(mode: str, batch: list[Row], x: Tensor, m: Tensor, x0: Tensor) -> Tensor | None:
-    """What a mode banks of a step for the whole batch; None for "fast", which banks the dynamics themselves."""
+    """What a mode banks of a step for the whole batch; None where it banks the dynamics themselves."""
     if mode == "official":
         return detect.grey_levels(x0)
     if mode != "paper":
@@ -46,10 +46,21 @@ def signal_of(mode: str, batch: list[Row], x: Tensor, m: Tensor, x0: Tensor) -> 
 def detect_rows(group: list[Row]) -> list[tuple[Row, detect.Detection]]:
     """Detect in rows that share a configuration and a plan; changes none of them."""
     config = group[0].config
+    if config.mode == "calibrated":
+        return [(row, _detect_calibrated(row)) for row in group]
     frames = torch.stack([torch.stack(row.bank) for row in group], 1)
     maps = frames[:, :, None].float() if config.mode == "fast" else detect.maps_of(frames, config).float()
     found = detect.detect(maps, config, torch.stack([row.finite for row in group]))
     return [(row, detect.Detection(*(part[i] for part in found))) for i, row in enumerate(group)]
+
+
+def _detect_calibrated(row: Row) -> detect.Detection:
+    """By what sound runs at this row's levels score."""
+    logsnr = [
+        level.logsnr for level in row.schedule.before[row.first + row.plan.start :][: row.plan.t_c - row.plan.start]
+    ]
+    found = detect.detect_calibrated(torch.stack(row.bank)[:, None].float(), logsnr, row.config, row.finite.view(1))
+    return detect.Detection(*(part[0] for part in found))
 
 
 def renoise_rows_(x: Tensor, batch: list[Row], masks: dict[int, Tensor]) -> Tensor:

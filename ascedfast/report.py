@@ -129,7 +129,7 @@ class RowReport:
 
     @property
     def z(self) -> Tensor | None:
-        """float32 [*grid], the largest robust z-score of the window."""
+        """float32 [*grid], the largest robust z-score of the window; in mode "calibrated" the severity."""
         return None if self.detection is None else self.detection.z
 
     @functools.cached_property
@@ -139,6 +139,15 @@ class RowReport:
         if self.status not in ("corrected", "clean", "observed"):
             return UNAVAILABLE
         return float((self.z.double() * self.mask).sum() / self.mask.numel())
+
+    @functools.cached_property
+    def p_value(self) -> float | None:
+        """Mode "calibrated": the share of sound samples that are at least as severe. None in other modes, and where
+        there is no severity."""
+        if self.config.mode != "calibrated" or self.severity == UNAVAILABLE:
+            return None
+        null = self.config.table.at(self.logsnr[self.plan.start : self.plan.t_c])
+        return null.p_value(float(self.z.max()))
 
     @functools.cached_property
     def area(self) -> float:
@@ -222,6 +231,7 @@ class RowReport:
             "window": None if self.plan.reason else [self.plan.start, self.plan.t_c],
             "t_c": None if self.plan.reason else self.plan.t_c,
             "severity": self.severity,
+            "p_value": self.p_value,
             "area": self.area,
             "finite_after": None if self.finite_after is None else bool(self.finite_after),
             "regions": [vars(region) for region in self.regions],

@@ -42,9 +42,13 @@ class Row:
         return self.enabled and (self.watched or self.config.record == "run")
 
     @property
+    def _banks_changes(self) -> bool:
+        return self.config.mode in ("fast", "calibrated")
+
+    @property
     def whole(self) -> bool:
         """Every step of the window was banked."""
-        wanted = self.plan.t_c - self.plan.start - (self.config.mode == "fast")
+        wanted = self.plan.t_c - self.plan.start - self._banks_changes
         return len(self.bank) == wanted and all(entry is not None for entry in self.bank)
 
     @property
@@ -57,7 +61,7 @@ class Row:
 
         Args:
             x0: [C, *grid]. d: [*grid], or None without a previous prediction. finite: 0-dim bool.
-            signal: what the row's mode banks of a step; None in mode "fast", which banks d.
+            signal: what the row's mode banks of a step; None where it banks d itself.
         """
         # A step that is observed for the sake of other rows leaves no trace in this one.
         self.x0 = x0 if self.wanted else None
@@ -68,7 +72,7 @@ class Row:
                 self.finite_after = finite if self.finite_after is None else self.finite_after & finite
             if d is not None:
                 self.dynamics.append((self.step, d))
-        if self.watched and self.config.mode != "fast":
+        if self.watched and not self._banks_changes:
             self.bank.append(signal)
         elif self.watched and self.step > self.plan.start:
             self.bank.append(d)

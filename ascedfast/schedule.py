@@ -98,8 +98,8 @@ def plan_run(schedule: Schedule, config: AscedConfig, first: int = 0) -> Plan:
     """When to watch and when to correct.
 
     T_c is the configured one; else, for the paper's setting (``Schedule.linear_beta``) from full noise,
-    floor(.48*steps + .5); else the step nearest to logSNR -2.26. The window starts where configured; "official" at the
-    first step; else at .24 of the steps or three predictions before T_c, whichever is earlier.
+    floor(.48*steps + .5); else the step nearest to logSNR -2.26. The window starts where configured; "official" and
+    "calibrated" at the first step; else at .24 of the steps or three predictions before T_c, whichever is earlier.
 
     Args:
         first: index in the schedule of the first executed step (image-to-image starts later than 0).
@@ -120,7 +120,8 @@ def plan_run(schedule: Schedule, config: AscedConfig, first: int = 0) -> Plan:
     start = _step_of(config.window_start, steps)
     if start is None:
         latest = math.floor(WINDOW_START * steps + 0.5)
-        start = 0 if config.mode == "official" else max(0, min(latest, t_c - MIN_PREDICTIONS))
+        from_first = config.mode in ("official", "calibrated")
+        start = 0 if from_first else max(0, min(latest, t_c - MIN_PREDICTIONS))
     elif start >= t_c:
         raise ValueError(f"the window is empty: it starts at step {start}, the correction falls at step {t_c}")
     if config.mode == "paper":  # w(t)*s_t has no value at pure noise

@@ -10,21 +10,27 @@ NOT_ENGINE = (
     "__main__",
     "_version",
     "cli",
+    "command",
     "demo",
     "doctor",
+    "fit",
+    "folder",
+    "judge",
     "pictures",
     "pipelines",
     "plots",
     "report",
     "report_files",
+    "runs",
 )
 """Modules of ``ascedfast/`` that no sampling step runs through."""
 
 
 def engine_files(root: Path = ROOT) -> list[Path]:
-    """Sources of kernels/ and csrc/, and every module of ascedfast/ and ascedfast/adapters/ that is not NOT_ENGINE."""
+    """Sources of kernels/ and csrc/, and every module of ascedfast/, its adapters/ and calibration/ that is
+    not NOT_ENGINE."""
     files = [p for folder in ("kernels", "csrc") for p in (root / folder).rglob("*") if p.suffix in SUFFIXES]
-    for folder in ("ascedfast", "ascedfast/adapters"):
+    for folder in ("ascedfast", "ascedfast/adapters", "ascedfast/calibration"):
         files += [p for p in (root / folder).glob("*.py") if p.stem not in NOT_ENGINE]
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 import ascedfast
 from ascedfast.calibration import command, runs
 from ascedfast.calibration.folder import NAME, fingerprint, load_table
-from ascedfast.calibration.judge import judge, regions
-from ascedfast.calibration.windows import smoothed
+from ascedfast.calibration.judge import judge
+from ascedfast.calibration.regions import seeded
+from ascedfast.calibration.windows import window_of
 from ascedfast.cli import app
 
 RUNS, STEPS = 120, (8, 12)
@@ -79,7 +80,7 @@ def test_runs_are_those_of_the_whole_pipeline(calibrated):
     draw = command._drawer(pipe, 12, (), 0)
     short, whole = runs.watch(pipe, draw, [3, 4]), reports(calibrated, [3, 4], 12)
     for one, other in zip(short, whole, strict=True):
-        assert torch.equal(smoothed(one), smoothed(other))
+        assert torch.equal(window_of(one), window_of(other))
         assert one.executed < other.executed == 12
     assert not ascedfast.adapters.diffusers.is_asced_enabled(pipe)
 
@@ -184,6 +185,12 @@ def test_command_line(tmp_path):
     printed = json.loads(done.stdout)
     assert len(printed["p_values"]) == 2
     assert all(0 < value <= 1 for value in printed["p_values"])
+    done = invoke("generate", "--pipeline", folder, "--n", "2", "--steps", "12", "--out", tmp_path / "c", "--json",
+                  "--mode", "calibrated", "--rate", "0.5")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["p_value"] for row in rows] == pytest.approx(json.loads(done.stdout)["p_values"])
+    assert all((row["p_value"] < 0.5) == (row["status"] == "corrected") for row in rows)
     assert "Share of sound runs as severe" in json.loads((tmp_path / "out" / "report.json").read_text())["notes"][-1]
 
 
@@ -207,6 +214,14 @@ def test_bad_arguments(tmp_path, arguments, said):
     assert not (folder / NAME).exists()
 
 
+def test_the_mode_without_a_table(tmp_path):
+    folder = save_pipeline(tmp_path / "pipe")
+    for command_ in (["generate", "--pipeline", folder], ["demo"]):
+        done = invoke(*command_, "--mode", "calibrated", "--out", tmp_path / "out")
+        assert done.exit_code == 2
+        assert "ascedfast calibrate" in done.stderr.replace("\n", " ")
+
+
 def test_prompts_for_a_pipeline_without_any(tmp_path):
     folder = save_pipeline(tmp_path / "pipe")
     (tmp_path / "prompts.txt").write_text("a cat\n\na dog\n")
@@ -224,7 +239,7 @@ def test_latents_of_every_layout(name):
         tiny.run(pipe, call, num_inference_steps=16)
 
     rows = runs.watch(pipe, draw, [1])
-    maps = smoothed(rows[0])
+    maps = window_of(rows[0])
     assert len(maps) == rows[0].plan.t_c - 1
     assert maps.dim() == (4 if name == "wan" else 3)
     assert maps.isfinite().all()
@@ -275,7 +290,7 @@ def test_regions_against_scipy(shape):
     severity = torch.randn(shape, generator=torch.Generator().manual_seed(4))
     severity = ascedfast.reference.gaussian_blur(severity, 1.0, (-2, -1)) * 3
     low, high = 0.3, 1.2
-    found = regions(severity, low, high)
+    found, _, _ = seeded(severity, low, high, 4 if len(shape) == 3 else 6)
     for row, mask in zip(severity.numpy(), found.numpy(), strict=True):
         labels, count = ndimage.label(row > low)
         kept = [k for k in range(1, count + 1) if (row[labels == k] > high).any()]
@@ -286,8 +301,8 @@ def test_regions_against_scipy(shape):
 def test_regions_of_rows_with_nan_and_of_nothing():
     severity = torch.full((2, 4, 4), 2.0)
     severity[0, 0, 0] = math.nan
-    found = regions(severity, 0.0, 1.0)
+    found, _, _ = seeded(severity, 0.0, 1.0, 4)
     assert not found[0].any()
     assert found[1].all()
-    assert not regions(torch.zeros(1, 4, 4), 0.5, 1.0).any()
-    assert regions(torch.zeros(0, 4, 4), 0.5, 1.0).shape == (0, 4, 4)
+    assert not seeded(torch.zeros(1, 4, 4), 0.5, 1.0, 4)[0].any()
+    assert seeded(torch.zeros(0, 4, 4), 0.5, 1.0, 4)[0].shape == (0, 4, 4)

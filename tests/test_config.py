@@ -152,7 +152,7 @@ def test_presets_keep_their_mode():
     assert AscedConfig.paper(mode="paper") == AscedConfig.paper()
 
 
-@pytest.mark.parametrize("mode", ["slow", "calibrated", "", None, "_preset", "to_dict"])
+@pytest.mark.parametrize("mode", ["slow", "calibrate", "", None, "_preset", "to_dict"])
 def test_unknown_modes(mode):
     with pytest.raises(ValueError, match="unknown mode"):
         AscedConfig.for_mode(mode)

@@ -3,17 +3,14 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ascedfast import ops
+from ascedfast.calibration.regions import regions
 from ascedfast.calibration.scores import temporal_scores
 from ascedfast.calibration.table import Null, NullTable
-from ascedfast.calibration.windows import smoothed
+from ascedfast.calibration.windows import window_of
 from ascedfast.report import RowReport
 
-GROW_AT = 0.5
-"""A region spreads over the locations as severe as the worst of every second sound run."""
 RATE = 0.05
 """Of false alarms among sound samples, by default."""
 
@@ -30,7 +27,8 @@ class Judged:
 
     def mask(self, rate: float = RATE) -> Tensor:
         """bool [*grid], the regions that a share ``rate`` of sound samples has any of. Raises: ValueError."""
-        return regions(self.severity[None], self.null.threshold(GROW_AT), self.null.threshold(rate))[0]
+        connectivity = 4 if self.severity.dim() == 2 else 6
+        return regions(self.severity[None], self.null, rate, connectivity)[0][0]
 
 
 def judge(row: RowReport, table: NullTable) -> Judged:
@@ -41,23 +39,7 @@ def judge(row: RowReport, table: NullTable) -> Judged:
             the first step on.
     Raises: ValueError where the run was left alone, is not finite, or its first steps were not recorded.
     """
-    maps = smoothed(row)
+    maps = window_of(row)
     null = table.at(row.logsnr[: len(maps) + 1])
     severity = null.severity(temporal_scores(maps[:, None], null.profile))[0]
     return Judged(severity, null.p_value(float(severity.max())), null)
-
-
-def regions(severity: Tensor, low: float, high: float) -> Tensor:
-    """Connected regions of severity above ``low`` that hold a location above ``high``.
-
-    Args: severity: float [R, *grid]. Returns: bool [R, *grid]; empty where a row holds NaN."""
-    above = severity > low
-    connectivity = 4 if severity.dim() == 3 else 6
-    labels, _, _ = ops.label_regions(above, connectivity=connectivity, min_area=0, max_area=torch.inf, core_width=1)
-    flat = labels.flatten(1).long()
-    seeds = ((severity > max(low, high)) & above).flatten(1)
-    held = torch.zeros(len(flat), flat.shape[1] + 1, dtype=torch.bool, device=severity.device)
-    held.scatter_(1, torch.where(seeds, flat, 0), True)
-    held[:, 0] = False
-    sound = severity.flatten(1).isnan().any(1, keepdim=True)
-    return (held.gather(1, flat) & ~sound).view_as(above)

@@ -17,7 +17,7 @@ from ascedfast.adapters.diffusers import enable_asced
 from ascedfast.calibration.fit import fit
 from ascedfast.calibration.scores import temporal_scores
 from ascedfast.calibration.table import Null
-from ascedfast.calibration.windows import smoothed
+from ascedfast.calibration.windows import window_of
 from ascedfast.config import AscedConfig
 from ascedfast.report import RowReport
 
@@ -86,7 +86,7 @@ def gather(pipe: Any, draw: Draw, so_far: StepRuns, runs: int, batch: int, seed:
         start = len(so_far.still) + len(held)
         count = min(batch, runs - start)
         rows = watch(pipe, draw, range(seed + start, seed + start + count))
-        maps = [smoothed(row) for row in rows]
+        maps = [window_of(row) for row in rows]
         if len(maps) != count:
             raise ValueError(f"asked for {count} samples, the pipeline steps {len(maps)}: one image a prompt is needed")
         if not so_far.profile:

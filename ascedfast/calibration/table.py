@@ -144,23 +144,30 @@ class NullTable:
         share = min(1.0, share)
         return _between(low, high, share, levels)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold."""
+        entries = [{**dataclasses.asdict(null), "survival": SURVIVAL} for null in self.nulls]
+        return {"version": VERSION, "pipeline": self.pipeline, "note": self.note, "nulls": entries}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of ``to_dict``. Raises: ValueError, KeyError, TypeError for what is no table."""
+        if values["version"] != VERSION:
+            raise ValueError(f"version {values['version']}, this is version {VERSION}: calibrate again")
+        nulls = tuple(_null(entry) for entry in values["nulls"])
+        return cls(nulls, str(values["pipeline"]), str(values["note"]))
+
     def save(self, path: Path) -> None:
         """Write JSON; a file that is there is replaced whole or not at all."""
-        entries = [{**dataclasses.asdict(null), "survival": SURVIVAL} for null in self.nulls]
-        values = {"version": VERSION, "pipeline": self.pipeline, "note": self.note, "nulls": entries}
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         part.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what ``save`` wrote. Raises: OSError; ValueError for what is no such table, saying which file."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values["version"] != VERSION:
-                raise ValueError(f"version {values['version']}, this is version {VERSION}: calibrate again")
-            nulls = tuple(_null(entry) for entry in values["nulls"])
-            return cls(nulls, str(values["pipeline"]), str(values["note"]))
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (UnicodeDecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no table of sound runs: {error}") from error
 

@@ -1,22 +1,30 @@
 # SPDX-License-Identifier: MIT
-"""The changes of one run that are scored: those of the steps before T_c, smoothed."""
+"""The changes of a run that are scored: those from the first step to T_c, smoothed."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ascedfast import reference
-from ascedfast.report import RowReport
+
+if TYPE_CHECKING:
+    from ascedfast.report import RowReport
 
 BLUR = 1 / 32
 """Standard deviation of the smoothing, in sides of the grid (of sqrt(H*W))."""
 
 
-def smoothed(row: RowReport) -> Tensor:
-    """The changes of a row's window, float32 [K, *grid], smoothed over its last two axes.
+def smoothed(d: Tensor) -> Tensor:
+    """d: float32 [..., H, W], changes; smoothed along H and W, the same shape."""
+    return reference.gaussian_blur(d, BLUR * math.sqrt(d.shape[-2] * d.shape[-1]), (-2, -1))
 
-    Raises: ValueError where the run was left alone, or a step saw NaN or Inf."""
+
+def window_of(row: "RowReport") -> Tensor:
+    """The smoothed changes of a row's window, float32 [K, *grid].
+
+    Raises: ValueError where the run was left alone, its first steps were not recorded, or a step saw NaN or Inf."""
     if row.plan.reason is not None:
         raise ValueError(f"a run of {row.steps} steps cannot be watched: {row.plan.reason}")
     if row.finite is not None and not bool(row.finite):
@@ -26,6 +34,4 @@ def smoothed(row: RowReport) -> Tensor:
         raise ValueError(
             f"the changes from the first step on are needed: watch with window_start=0 (row of seed {row.seed})"
         )
-    maps = torch.stack(maps)
-    sigma = BLUR * math.sqrt(maps.shape[-2] * maps.shape[-1])
-    return reference.gaussian_blur(maps, sigma, (-2, -1))
+    return smoothed(torch.stack(maps))

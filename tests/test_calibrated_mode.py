@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""Mode "calibrated" in the engine and under diffusers: finds what sound runs never show, and only that."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import ascedfast
+from ascedfast import AscedConfig, process
+from ascedfast.calibration.fit import fit
+from ascedfast.calibration.regions import seeded
+from ascedfast.calibration.scores import temporal_scores
+from ascedfast.calibration.table import NullTable
+from ascedfast.calibration.windows import smoothed
+
+STEPS, T_C, SIDE = 20, 10, 16
+LEVELS = [process.flow(1 - k / STEPS) for k in range(STEPS)]
+SCHEDULE = ascedfast.Schedule.from_levels(LEVELS)
+LOGSNR = [level.logsnr for level in LEVELS[:T_C]]
+
+
+def predictions(seed, rows=1):
+    """x0_hat of every step: a walk whose stride shrinks, smooth in space. [STEPS, rows, 3, SIDE, SIDE]"""
+    g = torch.Generator().manual_seed(seed)
+    noise = torch.randn(STEPS, rows, 3, SIDE, SIDE, generator=g)
+    noise = ascedfast.reference.gaussian_blur(noise, 1.5, (-2, -1))
+    return (noise * torch.linspace(1, 0.3, STEPS).view(-1, 1, 1, 1, 1)).cumsum(0)
+
+
+def changes(x0):
+    return (x0[1:] - x0[:-1]).abs().mean(2)
+
+
+@pytest.fixture(scope="module")
+def table():
+    d = smoothed(changes(torch.cat([predictions(seed, 50) for seed in range(1000, 1010)], 1)[:T_C]))
+    profile = d.double().mean((1, 2, 3)).tolist()
+    scores = temporal_scores(d, profile)
+    still, jump = (one.flatten(1).amax(1).double().numpy() for one in scores)
+    return NullTable((fit(LOGSNR, profile, still, jump),), "", "of a test")
+
+
+def held(x0, rows=(0,)):
+    """A quarter of these rows stands still from step 5 on."""
+    x0 = x0.clone()
+    for row in rows:
+        x0[5:, row, :, 4:12, 4:12] = x0[5, row, :, 4:12, 4:12]
+    return x0
+
+
+def run(x0, config, rows=None, first=0):
+    """Steps of a flow whose model predicts these x0: (engine's rows, the last state)."""
+    count = x0.shape[1]
+    engine = ascedfast.begin(SCHEDULE, config, seeds=list(range(count)))
+    x = torch.randn(x0.shape[1:], generator=torch.Generator().manual_seed(9))
+    for k, level in enumerate(LEVELS):
+        m = (x - x0[k]) / level.sigma  # the velocity that predicts it
+        engine.observe(x, m)
+        x = x + (SCHEDULE.after[k][1] - level.sigma) * m
+        engine.correct_(x)
+    return engine.report, x
+
+
+def config_of(table, **changes):
+    return AscedConfig.calibrated(table, t_c=T_C, **changes)
+
+
+def test_a_still_region_is_found_and_redrawn(table):
+    x0 = held(predictions(1, 2))
+    report, x = run(x0, config_of(table, rate=0.01))
+    _, stock = run(x0, config_of(table, correct=False))
+    assert [row.status for row in report] == ["corrected", "clean"]
+    box = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    box[4:12, 4:12] = True
+    mask = report[0].mask
+    assert (mask & box).sum() / (mask | box).sum() > 0.7
+    assert report[0].p_value < 1e-4 < 0.01 < report[1].p_value
+    assert torch.equal(x[1], stock[1])
+
+
+def test_the_rate_is_kept_on_sound_runs(table):
+    """400 new ones; three standard errors, of theirs and of the table's 500."""
+    report, _ = run(predictions(5, 400), config_of(table, rate=0.2, correct=False))
+    flagged = np.mean([row.status == "observed" for row in report])
+    assert abs(flagged - 0.2) < 3 * math.sqrt(0.2 * 0.8 * (1 / 400 + 1 / 500))
+    values = np.array([row.p_value for row in report])
+    assert np.mean(values < 0.2) == flagged
+
+
+def test_a_run_with_nothing_found_keeps_its_bits(table):
+    x0 = predictions(3, 4)
+    report, x = run(x0, config_of(table, rate=1e-6))
+    assert {row.status for row in report} == {"clean"}
+    assert torch.equal(x, run(x0, config_of(table, correct=False))[1])
+
+
+def test_a_row_alone_equals_its_row_in_a_batch(table):
+    x0 = held(predictions(7, 5), (1, 3))
+    config = config_of(table, rate=0.3)
+    whole, _ = run(x0, config)
+    for row in range(5):
+        alone, _ = run(x0[:, row : row + 1], config)
+        # the states differ (noise of a batch), the predictions do not but for rounding: m is computed from x
+        assert torch.equal(alone[0].mask, whole[row].mask)
+
+
+def test_nan_in_one_row(table):
+    x0 = held(predictions(1, 3))
+    x0[4, 1, 0, 0, 0] = math.nan
+    report, _ = run(x0, config_of(table))
+    assert report[1].status == "not finite"
+    assert report[1].p_value is None
+    assert report[0].status == "corrected"
+
+
+def test_runs_of_other_lengths_are_interpolated(table):
+    """A null of twice the steps: the same walk at half the stride has other numbers of changes, and a table answers."""
+    other = table.at(LOGSNR[::2])
+    assert len(other.profile) == len(LOGSNR[::2]) - 1
+    assert other.still == table.nulls[0].still
+
+
+def test_settings(table):
+    config = config_of(table, rate=0.02)
+    again = AscedConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert hash(again) == hash(config)
+    assert AscedConfig.from_dict(AscedConfig.fast().to_dict()) == AscedConfig.fast()
+    with pytest.raises(ValueError, match="ascedfast calibrate"):
+        AscedConfig.calibrated()
+    with pytest.raises(ValueError, match="ascedfast calibrate"):
+        AscedConfig.calibrated("table.json")
+    for rate in (0, 0.6, math.nan, True, "x"):
+        with pytest.raises(ValueError, match="rate"):
+            config_of(table, rate=rate)
+    with pytest.raises(ValueError, match="window_start"):
+        config_of(table, window_start=3)
+    with pytest.raises(ValueError, match="channels"):
+        dataclasses.replace(AscedConfig.official(), channels="mean")
+    assert config_of(table, channels="max").channels == "max"
+
+
+def test_the_report_tells_the_p_value(table, tmp_path):
+    report, _ = run(held(predictions(1, 2)), config_of(table))
+    report.save(tmp_path)
+    saved = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert saved[0]["p_value"] == report[0].p_value
+    assert saved[0]["mode"] == "calibrated"
+    fast, _ = run(predictions(1), AscedConfig.fast(t_c=T_C))
+    assert fast[0].p_value is None
+
+
+def test_frames_alone_are_not_enough(table):
+    with pytest.raises(ValueError, match="noise levels"):
+        ascedfast.artifact_mask(torch.zeros(4, 1, 3, 8, 8), config_of(table))
+
+
+def test_a_row_that_overflowed_keeps_nothing(monkeypatch):
+    real = ascedfast.ops.label_regions
+
+    def tangled(*args, **kwargs):
+        labels, kept, overflow = real(*args, **kwargs)
+        return labels, kept, overflow | torch.tensor([True, False])
+
+    monkeypatch.setattr("ascedfast.calibration.regions.ops.label_regions", tangled)
+    mask, _, overflow = seeded(torch.ones(2, 4, 4), 0.0, 0.5, 4)
+    assert not mask[0].any()
+    assert mask[1].all()
+    assert overflow.tolist() == [True, False]
