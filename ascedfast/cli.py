@@ -104,6 +104,7 @@ def generate(
     mode: Mode = "fast",
     device: Device = "cpu",
     rate: Annotated[float, typer.Option(help="Mode calibrated: share of sound images that may be flagged.")] = 0.05,
+    table: Annotated[Path | None, typer.Option(help="Of sound runs. Default: asced_null.json in the folder.")] = None,
     compare: Annotated[bool, typer.Option(help="Also run without correction, for the report.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -111,7 +112,7 @@ def generate(
     from ascedfast.adapters.diffusers import asced
     from ascedfast.adapters.pipeline_folder import FolderError, call_arguments, images_of, load_pipeline
 
-    calibrated = {"rate": rate, "table": table_of(pipeline)} if mode == "calibrated" else {}
+    calibrated = {"rate": rate, "table": table_of(pipeline, table)} if mode == "calibrated" else {}
     config = checked_config(mode, record="run", **calibrated)
     check_seed(seed, n)
     check_device(device)
@@ -141,7 +142,7 @@ def generate(
     report.notes = [
         f"Pipeline {pipeline.resolve().name}, {steps} steps{'' if prompt is None else f', prompt {prompt!r}'}."
     ]
-    shares = p_values(pipeline, report)
+    shares = p_values(pipeline, table, report)
     finish(report, out, as_json, {} if shares is None else {"p_values": shares})
 
 
@@ -156,7 +157,7 @@ def calibrate(
         Path | None, typer.Option(help="Text file, a prompt a line, for pipelines that take one.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples of one call.")] = 16,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the first run; far from those of images to be judged.")] = 1 << 40,
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="The table's file. Default: asced_null.json in the folder.")] = None,
     as_json: Json = False,
@@ -166,11 +167,17 @@ def calibrate(
 
     check_seed(seed, runs)
     check_device(device)
-    check_writable(pipeline if out is None else out.absolute().parent)
+    check_writable(pipeline if out is None else out.absolute().parent, "; give --out FILE" * (out is None))
     quiet_diffusers()
     try:
-        numbers = [int(one) for one in steps.split(",")]
+        numbers = [int(one) for one in steps.split(",") if one.strip()]
+    except ValueError:
+        fail(f"--steps takes numbers with commas, as 12,25,50, got {steps!r}")
+    try:
         lines = prompts.read_text(encoding="utf-8").splitlines() if prompts else []
+    except (OSError, ValueError) as error:
+        fail(f"--prompts {prompts} cannot be read: {error}")
+    try:
         with progress_bars() as bar:
             table, path = command.calibrate(
                 pipeline,
@@ -255,26 +262,26 @@ def doctor(as_json: Json = False) -> None:
     console.print(table)
 
 
-def table_of(pipeline: Path) -> Any:
+def table_of(pipeline: Path, path: Path | None) -> Any:
     """The table of sound runs in a pipeline's folder, or exit with a message."""
     from ascedfast.calibration.folder import load_table
 
     try:
-        return load_table(pipeline)
+        return load_table(pipeline, path)
     except (OSError, ValueError) as error:
         fail(str(error))
 
 
-def p_values(pipeline: Path, report: Report) -> list[float | None] | None:
+def p_values(pipeline: Path, path: Path | None, report: Report) -> list[float | None] | None:
     """Of each sample the share of sound runs that are as severe, told in the report's notes too. None where the
     pipeline's folder has no table of sound runs, or one of an earlier pipeline (then a line says so)."""
     from ascedfast.calibration.folder import load_table
     from ascedfast.calibration.judge import judge
 
     try:
-        table = load_table(pipeline)
-    except FileNotFoundError:
-        return None
+        table = load_table(pipeline, path)
+    except FileNotFoundError as error:
+        return fail(str(error)) if path else None
     except (OSError, ValueError) as error:
         err.print(f"[yellow]not compared with sound runs:[/yellow] {escape(str(error))}", highlight=False)
         return None
@@ -282,8 +289,12 @@ def p_values(pipeline: Path, report: Report) -> list[float | None] | None:
     for row in report:
         try:
             found.append(judge(row, table).p_value)
-        except ValueError:  # left alone; the row says why
+        except ValueError as error:
             found.append(None)
+            why = str(error)
+    if found and all(p is None for p in found):
+        err.print(f"[yellow]not compared with sound runs:[/yellow] {escape(why)}", highlight=False)
+        return found
     words = ", ".join(f"{i}: {'-' if p is None else f'{p:.3g}'}" for i, p in enumerate(found))
     report.notes.append(f"Share of sound runs as severe, by sample: {words} ({table.note}).")
     err.print(escape(report.notes[-1]), highlight=False)
@@ -325,7 +336,7 @@ def quiet_diffusers() -> None:
     logging.disable_progress_bar()
 
 
-def check_writable(out: Path) -> None:
+def check_writable(out: Path, advice: str = "") -> None:
     """Before any work, and without making the folder: it can be written, or its nearest parent that is there."""
     try:
         there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
@@ -333,7 +344,7 @@ def check_writable(out: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        fail(f"cannot write into {out}: {error.strerror or error}")
+        fail(f"cannot write into {out}: {error.strerror or error}{advice}")
 
 
 @contextmanager

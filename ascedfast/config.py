@@ -163,8 +163,8 @@ class AscedConfig:
             "an int >= 1 or None",
         )
         check(self.channels in ("mean", "max"), "channels", "'mean' or 'max'")
-        one_channel = self.mode in ("fast", "calibrated")
-        check(one_channel or self.channels == "max", "channels", f"'max' in mode {self.mode!r}")
+        channels = {"fast": self.channels, "calibrated": "mean"}.get(self.mode, "max")
+        check(self.channels == channels, "channels", f"{channels!r} in mode {self.mode!r}")
         has_table = isinstance(self.table, NullTable)
         check(
             has_table or (self.table is None and self.mode != "calibrated"),

@@ -128,6 +128,8 @@ def plan_run(schedule: Schedule, config: AscedConfig, first: int = 0) -> Plan:
         start = next((k for k in range(start, steps) if levels[k].alpha > 0), steps)
     if t_c - start < MIN_PREDICTIONS:
         return Plan(0, 0, f"{max(0, t_c - start)} predictions precede step {t_c}, {MIN_PREDICTIONS} are needed")
+    if config.mode == "calibrated" and (why := config.table.refusal([level.logsnr for level in levels[:t_c]])):
+        return Plan(0, 0, why)
     return Plan(start, t_c)
 
 

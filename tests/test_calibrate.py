@@ -21,7 +21,7 @@ from ascedfast.calibration.regions import seeded
 from ascedfast.calibration.windows import window_of
 from ascedfast.cli import app
 
-RUNS, STEPS = 120, (8, 12)
+RUNS, STEPS = 120, (12, 20)
 
 
 def tiny_unet():
@@ -59,15 +59,16 @@ def reports(folder, seeds, steps):
 
 def test_the_table_and_nothing_else_is_left(calibrated):
     table = load_table(calibrated)
-    assert [len(null.profile) for null in table.nulls] == [3, 5]  # T_c after 4 and 6 predictions
+    assert [len(null.profile) for null in table.nulls] == [5, 9]  # T_c after 6 and 10 predictions
+    assert table.grid == (8, 8)
     assert all(null.runs == RUNS for null in table.nulls)
     assert not [path.name for path in calibrated.iterdir() if "part" in path.name or path.name.startswith(".")]
-    assert "120 runs of 8, 12 steps, seeds from 0" in table.note
+    assert f"120 runs of 12, 20 steps, seeds from {command.SEED}" in table.note
 
 
-@pytest.mark.parametrize("steps", [8, 12, 10])
+@pytest.mark.parametrize("steps", [12, 20, 16])
 def test_new_sound_runs_are_flagged_as_often_as_promised(calibrated, steps):
-    """60 runs of other seeds; 10 steps are between those that were calibrated. Bounds: three standard errors."""
+    """60 runs of other seeds; 16 steps are between those that were calibrated. Bounds: three standard errors."""
     table = load_table(calibrated)
     values = [judge(row, table).p_value for row in reports(calibrated, range(5000, 5060), steps)]
     for rate in (0.2, 0.5):
@@ -87,7 +88,7 @@ def test_runs_are_those_of_the_whole_pipeline(calibrated):
 
 def test_batches_do_not_matter(calibrated, tmp_path):
     """But for the last bits of the network, which differ between sizes of batches."""
-    other, _ = command.calibrate(calibrated, steps=[8], count=RUNS, batch=7, out=tmp_path / "other.json")
+    other, _ = command.calibrate(calibrated, steps=[12], count=RUNS, batch=7, out=tmp_path / "other.json")
     null, again = load_table(calibrated).nulls[0], other.nulls[0]
     np.testing.assert_allclose(again.levels, null.levels, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(again.profile, null.profile, rtol=1e-4)
@@ -101,14 +102,14 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, calibrated):
     def stop_after(title):
         def count(done, total):
             calls.append((title, done))
-            if len(calls) == 2:
+            if done == RUNS and title == "20 steps":
                 raise KeyboardInterrupt
 
         return count
 
     with pytest.raises(KeyboardInterrupt):
         command.calibrate(folder, steps=STEPS, count=RUNS, batch=40, progress=stop_after)
-    assert (folder / f".{NAME}.part.json").exists()
+    assert len(list(folder.glob(f".{NAME}.*.part.json"))) == 1
     assert not (folder / NAME).exists()
     drawn = []
     watch = runs.watch
@@ -120,7 +121,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, calibrated):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "watch", counted)
         table, _ = command.calibrate(folder, steps=STEPS, count=RUNS, batch=40)
-    assert calls == [("8 steps", RUNS), ("12 steps", RUNS)]
+    assert calls == [(f"{steps} steps", done) for steps in STEPS for done in (40, 80, RUNS)]
     assert drawn == []  # both step counts were complete when it stopped
     assert table.nulls == load_table(calibrated).nulls
 
@@ -128,9 +129,16 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, calibrated):
 def test_a_damaged_state_or_one_of_other_weights_begins_anew(tmp_path):
     folder = save_pipeline(tmp_path / "pipe")
     state = folder / f".{NAME}.part.json"
-    for text in ("{", "[]", json.dumps({"key": {"pipeline": "another"}, "runs": []})):
+    key = {"pipeline": fingerprint(folder)}
+    good = {"steps": 12, "logsnr": [-9.0, -5.0, -3.0], "grid": [8, 8], "profile": [1.0, 2.0]}
+    good |= {"still": [1.0], "jump": [2.0]}
+    bad = ({"jump": []}, {"still": None}, {"still": [math.nan]}, {"profile": []}, {"grid": []}, {"surprise": 1})
+    broken = [{"key": key, "runs": [good | change]} for change in bad]
+    for text in ("{", "[]", *map(json.dumps, [{"key": {"pipeline": "another"}, "runs": [good]}, *broken])):
         state.write_text(text)
-        assert runs.load_runs(state, {"pipeline": fingerprint(folder)}) == {}
+        assert runs.load_runs(state, key) == {}
+    state.write_text(json.dumps({"key": key, "runs": [good]}))
+    assert list(runs.load_runs(state, key)) == [12]
 
 
 def test_a_changed_pipeline_is_refused(tmp_path):
@@ -160,18 +168,82 @@ def test_weights_are_part_of_the_fingerprint(tmp_path):
 
 
 def test_large_files_are_known_by_parts(tmp_path, monkeypatch):
+    folder = save_pipeline(tmp_path / "pipe")
     monkeypatch.setattr("ascedfast.calibration.folder.WHOLE", 1000)
     monkeypatch.setattr("ascedfast.calibration.folder.SAMPLE", 10)
-    path = tmp_path / "m.safetensors"
+    path = folder / "unet" / "more.bin"
     path.write_bytes(bytes(5000))
-    known = fingerprint(tmp_path)
+    known = fingerprint(folder)
     for at in (0, 4999):
         data = bytearray(5000)
         data[at] = 1
         path.write_bytes(data)
-        assert fingerprint(tmp_path) != known
+        assert fingerprint(folder) != known
     path.write_bytes(bytes(5001))
-    assert fingerprint(tmp_path) != known
+    assert fingerprint(folder) != known
+
+
+def test_what_counts_of_a_folder(tmp_path):
+    """Every file of a component, behind links too; nothing else."""
+    folder = save_pipeline(tmp_path / "pipe")
+    known = fingerprint(folder)
+    for name in ("report.json", "mine.safetensors", NAME, ".hidden", "unet/.DS_Store"):
+        (folder / name).write_text("{}")
+    assert fingerprint(folder) == known
+    (folder / "unet").rename(tmp_path / "elsewhere")
+    (folder / "unet").symlink_to(tmp_path / "elsewhere")
+    assert fingerprint(folder) == known
+    (folder / "unet" / "vocab.txt").write_text("a")
+    assert fingerprint(folder) != known
+
+
+def test_step_counts_are_added_to_a_table(tmp_path):
+    folder = save_pipeline(tmp_path / "pipe")
+    command.calibrate(folder, steps=[12], count=100, batch=100)
+    first = load_table(folder).nulls[0]
+    table, _ = command.calibrate(folder, steps=[20], count=100, batch=100)
+    assert table.nulls[0] == first
+    assert [len(null.profile) for null in table.nulls] == [5, 9]
+    assert "other entries from earlier" in table.note
+    with pytest.raises(ValueError, match="20 and 21 steps have the same number of changes"):
+        command.calibrate(folder, steps=[20, 21], count=100, batch=100)
+    assert load_table(folder) == table
+
+
+def test_other_arguments_leave_what_was_gathered(tmp_path):
+    folder = save_pipeline(tmp_path / "pipe")
+
+    def stop(title):
+        def count(done, total):
+            raise KeyboardInterrupt
+
+        return count
+
+    for seed in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            command.calibrate(folder, steps=[12], count=300, batch=200, seed=seed, progress=stop)
+    assert len(list(folder.glob(f".{NAME}.*.part.json"))) == 2
+
+
+def test_a_table_elsewhere(tmp_path):
+    folder, path = save_pipeline(tmp_path / "pipe"), tmp_path / "made" / "for" / "t.json"
+    arguments = ["--pipeline", folder, "--runs", "100", "--steps", "12", "--batch", "100", "--out", path]
+    assert invoke("calibrate", *arguments).exit_code == 0
+    assert not (folder / NAME).exists()
+    assert load_table(folder, path).grid == (8, 8)
+    drawn = ["generate", "--pipeline", folder, "--steps", "12", "--out", tmp_path / "out", "--json"]
+    assert "p_values" not in json.loads(invoke(*drawn).stdout)
+    assert len(json.loads(invoke(*drawn, "--table", path).stdout)["p_values"]) == 1
+    done = invoke(*drawn, "--table", tmp_path / "none.json")
+    assert done.exit_code == 2
+    assert "there is no" in done.stderr
+
+
+def test_modes_that_record_other_changes_are_not_compared(tmp_path, calibrated):
+    arguments = ["--steps", "12", "--mode", "official", "--out", tmp_path / "o", "--json"]
+    done = invoke("generate", "--pipeline", calibrated, *arguments)
+    assert json.loads(done.stdout)["p_values"] == [None]
+    assert "largest change of the channels" in " ".join(done.stderr.split())
 
 
 def test_command_line(tmp_path):
@@ -199,7 +271,8 @@ def test_command_line(tmp_path):
     [
         (["--runs", "99"], "at least 100"),
         (["--steps", "2"], "predictions precede"),
-        (["--steps", "8,x"], "'x'"),
+        (["--steps", "8,x"], "numbers with commas"),
+        (["--out", "/tmp"], "is a folder"),
         (["--steps", "0"], "positive"),
         (["--prompts", "/nonexistent"], "No such file"),
         (["--device", "warp"], "cannot be used here"),
@@ -249,10 +322,25 @@ def test_runs_with_nan_are_refused(calibrated):
     pipe = command.load_pipeline(calibrated)
     with torch.no_grad():
         pipe.unet.conv_out.bias.fill_(math.nan)
-    so_far = runs.StepRuns(8)
-    with pytest.raises(ValueError, match="NaN or Inf"):
-        list(runs.gather(pipe, command._drawer(pipe, 8, (), 0), so_far, 100, 50, 0))
+    so_far = runs.StepRuns(12)
+    with pytest.raises(ValueError, match="50 of 50 runs hold NaN or Inf"):
+        list(runs.gather(pipe, command._drawer(pipe, 12, (), 0), so_far, 100, 50, 0))
     assert so_far.still == []
+
+
+def test_a_few_runs_with_nan_are_left_out(calibrated, monkeypatch):
+    pipe = command.load_pipeline(calibrated)
+    watch = runs.watch
+
+    def broken(pipe, draw, seeds):
+        rows = watch(pipe, draw, seeds)
+        return [dataclasses.replace(row, finite=torch.tensor(row.seed != 7)) for row in rows]
+
+    monkeypatch.setattr(runs, "watch", broken)
+    so_far = runs.StepRuns(12)
+    assert list(runs.gather(pipe, command._drawer(pipe, 12, (), 0), so_far, 100, 50, 0))[-1] == 100
+    assert (len(so_far.still), so_far.skipped) == (100, 1)
+    assert so_far.null(100).runs == 100
 
 
 def test_rows_that_cannot_be_judged(calibrated):

@@ -41,7 +41,7 @@ def table():
     profile = d.double().mean((1, 2, 3)).tolist()
     scores = temporal_scores(d, profile)
     still, jump = (one.flatten(1).amax(1).double().numpy() for one in scores)
-    return NullTable((fit(LOGSNR, profile, still, jump),), "", "of a test")
+    return NullTable((fit(LOGSNR, (SIDE, SIDE), profile, still, jump),), "", "of a test")
 
 
 def held(x0, rows=(0,)):
@@ -78,7 +78,7 @@ def test_a_still_region_is_found_and_redrawn(table):
     box[4:12, 4:12] = True
     mask = report[0].mask
     assert (mask & box).sum() / (mask | box).sum() > 0.7
-    assert report[0].p_value < 1e-4 < 0.01 < report[1].p_value
+    assert report[0].p_value == 1 / 501 < 0.01 < report[1].p_value
     assert torch.equal(x[1], stock[1])
 
 
@@ -93,7 +93,7 @@ def test_the_rate_is_kept_on_sound_runs(table):
 
 def test_a_run_with_nothing_found_keeps_its_bits(table):
     x0 = predictions(3, 4)
-    report, x = run(x0, config_of(table, rate=1e-6))
+    report, x = run(x0, config_of(table, rate=0.002))
     assert {row.status for row in report} == {"clean"}
     assert torch.equal(x, run(x0, config_of(table, correct=False))[1])
 
@@ -117,11 +117,24 @@ def test_nan_in_one_row(table):
     assert report[0].status == "corrected"
 
 
-def test_runs_of_other_lengths_are_interpolated(table):
-    """A null of twice the steps: the same walk at half the stride has other numbers of changes, and a table answers."""
-    other = table.at(LOGSNR[::2])
-    assert len(other.profile) == len(LOGSNR[::2]) - 1
-    assert other.still == table.nulls[0].still
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"t_c": 14}, "calibrate this number of steps"), ({"t_c": 6}, "calibrate this number of steps")],
+)
+def test_runs_that_the_table_does_not_know_are_left_alone(table, changes, why):
+    x0 = held(predictions(1))
+    report, x = run(x0, dataclasses.replace(config_of(table), **changes))
+    assert report[0].status == "unavailable"
+    assert why in report[0].reason
+    assert report[0].p_value is None
+    assert torch.equal(x, run(x0, config_of(table, correct=False))[1])
+
+
+def test_runs_of_another_size_are_left_alone(table):
+    other = dataclasses.replace(table, nulls=tuple(dataclasses.replace(null, grid=(8, 8)) for null in table.nulls))
+    report, _ = run(held(predictions(1)), config_of(other))
+    assert report[0].status == "unavailable"
+    assert "calibrate at its size" in report[0].reason
 
 
 def test_settings(table):
@@ -141,7 +154,8 @@ def test_settings(table):
         config_of(table, window_start=3)
     with pytest.raises(ValueError, match="channels"):
         dataclasses.replace(AscedConfig.official(), channels="mean")
-    assert config_of(table, channels="max").channels == "max"
+    with pytest.raises(ValueError, match="channels"):
+        config_of(table, channels="max")
 
 
 def test_the_report_tells_the_p_value(table, tmp_path):

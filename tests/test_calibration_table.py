@@ -14,7 +14,13 @@ from ascedfast.calibration.fit import fit, gumbel
 from ascedfast.calibration.scores import Scores
 from ascedfast.calibration.table import SURVIVAL, Gumbel, NullTable
 
-LOGSNR = {3: [-9.0, -6.0, -4.0, -2.5], 7: list(np.linspace(-9, -2.4, 8)), 12: list(np.linspace(-9.3, -2.3, 13))}
+GRID = (16, 16)
+LOGSNR = {
+    2: [-8.0, -5.0, -2.8],
+    4: [-9.0, -7.0, -5.0, -4.0, -2.5],
+    7: list(np.linspace(-9, -2.4, 8)),
+    12: list(np.linspace(-9.3, -2.3, 13)),
+}
 
 
 def draws(n, seed, still=(2.0, 0.2), jump=(0.7, 0.15)):
@@ -24,7 +30,7 @@ def draws(n, seed, still=(2.0, 0.2), jump=(0.7, 0.15)):
 
 def null(changes=7, n=2000, seed=0, **kinds):
     profile = [1.0 + 0.1 * k for k in range(changes)]
-    return fit(LOGSNR[changes], profile, *draws(n, seed, **kinds))
+    return fit(LOGSNR[changes], GRID, profile, *draws(n, seed, **kinds))
 
 
 def scores(still, jump):
@@ -56,11 +62,14 @@ def test_p_values_are_uniform_over_sound_runs():
 
 def test_threshold_and_p_value_are_inverse():
     table = null()
-    for rate in (0.0001, 0.01, 0.05, 0.1, 0.12, 0.3, 0.5, 0.98):
+    for rate in (0.001, 0.01, 0.05, 0.1, 0.12, 0.3, 0.5, 0.98):
         assert table.p_value(table.threshold(rate)) == pytest.approx(rate, rel=1e-9)
     values = [table.p_value(s) for s in np.linspace(-5, 30, 500)]
     assert values == sorted(values, reverse=True)
     assert values[0] == 1.0
+    assert values[-1] == 1 / 2001  # no rarer than one run of those seen
+    with pytest.raises(ValueError, match="needs at least 10000 sound runs"):
+        table.threshold(1e-4)
     assert math.isnan(table.p_value(math.nan))
     for rate in (0, -0.1, 0.999, 1.5):
         with pytest.raises(ValueError, match="rate of false alarms"):
@@ -69,7 +78,7 @@ def test_threshold_and_p_value_are_inverse():
 
 def test_without_a_jump_only_stillness_counts():
     still, _ = draws(500, 0)
-    table = fit(LOGSNR[3], [1.0, 2.0, 3.0], still, np.zeros(500))
+    table = fit(LOGSNR[2], GRID, [1.0, 2.0], still, np.zeros(500))
     assert table.jump is None
     assert table.severity(scores([12.0], [99.0])).item() == pytest.approx(
         (math.log(12) - table.still.location) / table.still.scale
@@ -77,38 +86,59 @@ def test_without_a_jump_only_stillness_counts():
 
 
 def test_between_two_step_counts():
-    low, high = null(3, still=(2.0, 0.2)), null(12, still=(2.4, 0.3), seed=5)
+    low, high = null(4, still=(2.0, 0.2)), null(12, still=(2.4, 0.3), seed=5)
     table = NullTable((low, high))
-    assert table.at(LOGSNR[3]) is low
+    assert table.at(LOGSNR[4]) is low
     assert table.at(LOGSNR[12]) is high
     middle = table.at(LOGSNR[7])
-    share = math.log(7 / 3) / math.log(12 / 3)
+    share = math.log(7 / 4) / math.log(12 / 4)
     assert middle.still.location == pytest.approx((1 - share) * low.still.location + share * high.still.location)
     assert middle.logsnr == tuple(LOGSNR[7])
     assert len(middle.profile) == 7
     assert low.levels[-1] < middle.levels[-1] < high.levels[-1] or high.levels[-1] < middle.levels[-1] < low.levels[-1]
-    beyond = table.at(list(np.linspace(-9.3, -2.3, 30)))
-    assert beyond.still == high.still
-    assert len(beyond.profile) == 29
 
 
-def test_the_profile_follows_the_noise_levels():
-    """A change of 2 a unit of logSNR everywhere: steps twice as long change twice as much."""
-    profile = [2 * (b - a) for a, b in zip(LOGSNR[12][:-1], LOGSNR[12][1:], strict=True)]
-    one = fit(LOGSNR[12], profile, *draws(200, 0))
-    found = NullTable((one,)).at([-9.0, -8.0, -6.0, -3.0]).profile
-    assert found[1] / found[0] == pytest.approx(2)
-    assert found[2] / found[0] == pytest.approx(3)
+def test_the_profile_follows_the_place_in_the_window():
+    """A profile that falls along a line does so with any number of changes; equal levels (PNDM) do no harm."""
+    line = [13.0 - k for k in range(12)]
+    twice = [LOGSNR[12][0], LOGSNR[12][1], LOGSNR[12][1], *LOGSNR[12][2:-1]]
+    low, high = null(4), fit(twice, GRID, line, *draws(200, 0))
+    found = NullTable((low, high)).at(list(np.linspace(-9, -2.7, 10))).profile
+    assert all(0.2 < a / b < 1 for a, b in zip(found[1:], found[:-1], strict=True) if a < b)
+    one = NullTable((high,)).at(list(np.linspace(-9.2, -2.4, 13))).profile
+    assert [value / one[0] for value in one] == pytest.approx([value / line[0] for value in line])
 
 
 def test_pure_noise_counts_as_the_noisiest_level():
-    table = NullTable((null(12),))
-    found = table.at([-math.inf, -8.0, -5.0, -3.0])
-    assert all(math.isfinite(value) and value > 0 for value in found.profile)
+    levels = [-math.inf, *LOGSNR[12][1:]]
+    table = NullTable((fit(levels, GRID, [1.0] * 12, *draws(200, 0)),))
+    assert table.at(levels) is table.nulls[0]
+    assert table.nulls[0].logsnr[0] == -12
+
+
+@pytest.mark.parametrize(
+    ("logsnr", "grid", "said"),
+    [
+        ([-5.0], None, "calibrate this number of steps"),
+        (list(np.linspace(-9, -2.5, 4)), None, "calibrate this number of steps"),
+        (list(np.linspace(-9, -2.5, 30)), None, "calibrate this number of steps"),
+        (list(np.linspace(-9, 0, 8)), None, "another T_c"),
+        (list(np.linspace(-9, -4, 8)), None, "another T_c"),
+        (list(np.linspace(-5, -2.5, 8)), None, "another T_c"),
+        (LOGSNR[7], (32, 32), "calibrate at its size"),
+    ],
+)
+def test_windows_that_the_table_does_not_know(logsnr, grid, said):
+    table = NullTable((fit(LOGSNR[2], GRID, [1.0, 2.0], draws(200, 0)[0], np.zeros(200)), null(4), null(12)))
+    with pytest.raises(ValueError, match=said):
+        table.at(logsnr, grid)
+    assert said in table.refusal(logsnr, grid)
+    assert table.refusal(LOGSNR[7], GRID) is None
+    assert table.refusal(LOGSNR[2]) is None
 
 
 def test_saved_and_read_again(tmp_path):
-    table = NullTable((null(3), null(7)), "abc", "made so")
+    table = NullTable((null(4), null(7)), "abc", "made so")
     table.save(tmp_path / "t.json")
     assert NullTable.load(tmp_path / "t.json") == table
     assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
@@ -116,7 +146,7 @@ def test_saved_and_read_again(tmp_path):
 
 def broken(tmp_path, change):
     path = tmp_path / "t.json"
-    NullTable((null(3), null(7)), "abc", "").save(path)
+    NullTable((null(4), null(7)), "abc", "").save(path)
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
@@ -136,6 +166,12 @@ def broken(tmp_path, change):
         lambda v: v["nulls"][0].update(profile=[1, -1, 1]),
         lambda v: v["nulls"][0].update(levels=v["nulls"][0]["levels"][::-1]),
         lambda v: v["nulls"][0].update(survival=[0.5]),
+        lambda v: v["nulls"][0].update(jump=[]),
+        lambda v: v["nulls"][0].update(jump=None),
+        lambda v: v["nulls"][0].update(runs=-5),
+        lambda v: v["nulls"][0].update(grid=[16, 32]),
+        lambda v: v["nulls"][0].update(grid=[16, 0]),
+        lambda v: v["nulls"][0]["logsnr"].reverse(),
         lambda v: v["nulls"][0]["still"].update(scale=0),
         lambda v: v["nulls"][0].update(surprise=1),
         lambda v: v["nulls"][0].update(still=None),
@@ -159,22 +195,24 @@ def test_files_that_are_no_tables(tmp_path, text):
 def test_too_few_runs_and_runs_that_are_not_sound():
     still, jump = draws(99, 0)
     with pytest.raises(ValueError, match="at least 100"):
-        fit(LOGSNR[3], [1.0, 1.0, 1.0], still, jump)
+        fit(LOGSNR[4], GRID, [1.0] * 4, still, jump)
     still, jump = draws(200, 0)
     still[3] = math.nan
     with pytest.raises(ValueError, match="1 of 200 runs hold NaN"):
-        fit(LOGSNR[3], [1.0, 1.0, 1.0], still, jump)
+        fit(LOGSNR[4], GRID, [1.0] * 4, still, jump)
     with pytest.raises(ValueError, match="all of one seed"):
-        fit(LOGSNR[3], [1.0, 1.0, 1.0], np.ones(200), jump)
+        fit(LOGSNR[4], GRID, [1.0] * 4, np.ones(200), jump)
 
 
-def test_a_window_without_changes():
-    with pytest.raises(ValueError, match="no change"):
-        NullTable((null(3),)).at([-5.0])
+def test_runs_that_tie_at_the_top():
+    still, _ = draws(200, 0)
+    still[np.argsort(still)[-40:]] = still.max()
+    with pytest.raises(ValueError, match="share their largest score"):
+        fit(LOGSNR[2], GRID, [1.0, 1.0], still, np.zeros(200))
 
 
 def test_a_null_is_checked_when_made():
-    good = null(3)
+    good = null(4)
     assert len(good.levels) == len(SURVIVAL)
     with pytest.raises(ValueError, match="positive"):
         dataclasses.replace(good, jump=Gumbel(0.0, -1.0))

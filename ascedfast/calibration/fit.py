@@ -21,18 +21,20 @@ def gumbel(largest: np.ndarray) -> Gumbel:
     return Gumbel(float(np.mean(largest)) - EULER * scale, scale)
 
 
-def fit(logsnr: Sequence[float], profile: Sequence[float], still: np.ndarray, jump: np.ndarray) -> Null:
+def fit(
+    logsnr: Sequence[float], grid: Sequence[int], profile: Sequence[float], still: np.ndarray, jump: np.ndarray
+) -> Null:
     """The null of n runs.
 
     Args:
-        logsnr: of the K + 1 predictions. profile: K mean changes. still, jump: float [n], each run's largest scores;
-            jump 0 throughout where the window is too short for one.
+        logsnr: of the K + 1 predictions. grid: sizes of the location axes. profile: K mean changes.
+        still, jump: float [n], each run's largest scores; jump 0 throughout where the window is too short for one.
     Raises: ValueError for too few runs, or runs with NaN.
     """
     runs = len(still)
     if runs < LEAST_RUNS:
         raise ValueError(f"{runs} runs are too few for a table: at least {LEAST_RUNS}")
-    has_jump = bool(np.any(jump != 0))
+    has_jump = len(profile) > 2
     scores = [np.log(np.maximum(one, LEAST_SCORE)) for one in ((still, jump) if has_jump else (still,))]
     bad = sum(~np.isfinite(one) for one in scores).astype(bool)
     if bad.any():
@@ -41,8 +43,11 @@ def fit(logsnr: Sequence[float], profile: Sequence[float], still: np.ndarray, ju
     severity = np.max([(one - by.location) / by.scale for one, by in zip(scores, fits, strict=True)], axis=0)
     levels = np.quantile(severity, [1 - share for share in SURVIVAL])
     beyond = severity[severity > levels[-1]] - levels[-1]
+    if not len(beyond):
+        raise ValueError("a tenth of the runs share their largest score: do these runs move at all?")
     return Null(
         tuple(max(EARLIEST, value) for value in logsnr),
+        tuple(grid),
         tuple(float(value) for value in profile),
         fits[0],
         fits[1] if has_jump else None,

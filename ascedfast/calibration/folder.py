@@ -2,6 +2,8 @@
 """The table beside its pipeline: where it lies, and whether the pipeline is still the one that it was made for."""
 
 import hashlib
+import json
+import os
 from pathlib import Path
 
 from ascedfast.calibration.table import NullTable
@@ -13,12 +15,19 @@ SAMPLES, SAMPLE = 32, 1 << 20
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and bytes of the folder's weights and settings (.safetensors, .json)."""
+    """SHA-256 over model_index.json and the names and bytes of all files of the components that it names, behind links
+    too; of files above WHOLE bytes over parts. What else lies in the folder does not count.
+
+    Raises: OSError, ValueError for a folder that cannot be read."""
+    index = folder / "model_index.json"
+    names = [name for name, entry in json.loads(index.read_text(encoding="utf-8")).items() if isinstance(entry, list)]
+    files = [index]
+    for name in names:
+        for root, folders, found in os.walk(folder / name, followlinks=True):
+            folders[:] = sorted(one for one in folders if not one.startswith("."))
+            files += [Path(root, one) for one in found if not one.startswith(".")]
     digest = hashlib.sha256()
-    files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json") and path.is_file()]
     for path in sorted(files, key=lambda path: path.relative_to(folder).as_posix()):
-        if path.name.endswith(NAME) or path.name.startswith("."):
-            continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
         with path.open("rb") as file:
@@ -31,13 +40,13 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load_table(folder: Path) -> NullTable:
-    """The table of a pipeline's folder.
+def load_table(folder: Path, path: Path | None = None) -> NullTable:
+    """The table of a pipeline's folder, from the folder or from a file elsewhere.
 
     Raises: FileNotFoundError where there is none; ValueError where it is damaged, or the pipeline has changed since."""
-    path = folder / NAME
+    path = path or folder / NAME
     if not path.exists():
-        raise FileNotFoundError(f"{folder} has no {NAME}: run ascedfast calibrate --pipeline {folder}")
+        raise FileNotFoundError(f"there is no {path}: run ascedfast calibrate --pipeline {folder}")
     table = NullTable.load(path)
     if table.pipeline != fingerprint(folder):
         raise ValueError(f"{path} was made for other weights or settings: run ascedfast calibrate again")

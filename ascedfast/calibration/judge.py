@@ -37,9 +37,10 @@ def judge(row: RowReport, table: NullTable) -> Judged:
     Args:
         row: of a report made with ``AscedConfig(record="run")`` or ``window_start=0``: the scores need the changes from
             the first step on.
-    Raises: ValueError where the run was left alone, is not finite, or its first steps were not recorded.
+    Raises: ValueError where the run was left alone, is not finite, its first steps were not recorded, or the table is
+        of other runs (``NullTable.at``).
     """
     maps = window_of(row)
-    null = table.at(row.logsnr[: len(maps) + 1])
+    null = table.at(row.logsnr[: len(maps) + 1], maps.shape[1:])
     severity = null.severity(temporal_scores(maps[:, None], null.profile))[0]
     return Judged(severity, null.p_value(float(severity.max())), null)

@@ -20,8 +20,8 @@ def regions(
     Returns: mask bool [R, *grid]; labels int32 of all regions, kept or not; overflow bool [R], see
         ``ops.label_regions``. Nothing is kept in a row with NaN.
     """
-    low = null.threshold(SPREAD_AT)
-    mask, labels, overflow = seeded(severity, low, max(low, null.threshold(rate)), connectivity, backend)
+    high = null.threshold(rate)
+    mask, labels, overflow = seeded(severity, min(high, null.threshold(SPREAD_AT)), high, connectivity, backend)
     return mask, labels, overflow
 
 

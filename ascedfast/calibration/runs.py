@@ -26,6 +26,8 @@ WATCHED = AscedConfig(correct=False, window_start=0)
 PROFILE_RUNS = 200
 """Runs that the profile is taken from, or as many as PROFILE_BYTES hold."""
 PROFILE_BYTES = 256 << 20
+MOST_SKIPPED = 0.01
+"""Share of runs that may hold NaN or Inf."""
 
 Draw = Callable[[Sequence[int]], Any]
 """Calls the pipeline once for these seeds."""
@@ -39,20 +41,33 @@ class _Enough(Exception):
 class StepRuns:
     """What was gathered for one step count: JSON between calls.
 
-    logsnr: of the K + 1 predictions. profile: K mean changes, empty before the first PROFILE_RUNS runs. still, jump:
-    the largest scores of each run, by seed from the first on.
+    logsnr: of the K + 1 predictions. grid: sizes of the location axes. profile: K mean changes, empty before the first
+    PROFILE_RUNS runs. still, jump: the largest scores of each run, by seed from the first on. skipped: runs that held
+    NaN or Inf.
     """
 
     steps: int
     logsnr: list[float] = field(default_factory=list)
+    grid: list[int] = field(default_factory=list)
     profile: list[float] = field(default_factory=list)
     still: list[float] = field(default_factory=list)
     jump: list[float] = field(default_factory=list)
+    skipped: int = 0
 
-    def null(self) -> Null:
-        """Raises: ValueError, see ``fit``."""
+    @property
+    def whole(self) -> bool:
+        """What a file holds can be gone on from."""
+        lists = (self.logsnr, self.grid, self.profile, self.still, self.jump)
+        if not all(isinstance(one, list) and all(isinstance(v, int | float) for v in one) for one in lists):
+            return False
+        matching = len(self.still) == len(self.jump) and len(self.logsnr) == len(self.profile) + 1
+        return matching and bool(np.isfinite([*self.still, *self.jump, *self.profile]).all()) and bool(self.grid)
+
+    def null(self, count: int) -> Null:
+        """Of the first ``count`` runs. Raises: ValueError, see ``fit``."""
         try:
-            return fit(self.logsnr, self.profile, np.array(self.still), np.array(self.jump))
+            scores = (np.array(one[:count]) for one in (self.still, self.jump))
+            return fit(self.logsnr, self.grid, self.profile, *scores)
         except ValueError as error:
             raise ValueError(f"{self.steps} steps: {error}") from error
 
@@ -62,7 +77,7 @@ def watch(pipe: Any, draw: Draw, seeds: Sequence[int]) -> list[RowReport]:
 
     def stop(step: int, timestep: Any, x0: Tensor) -> None:
         plan = handle.report[0].plan
-        if plan.reason is not None or step >= plan.t_c:
+        if plan.reason is not None or step >= plan.t_c - 1:  # its change is the last
             raise _Enough
 
     handle = enable_asced(pipe, WATCHED, seeds=list(seeds), on_x0=stop)
@@ -74,34 +89,48 @@ def watch(pipe: Any, draw: Draw, seeds: Sequence[int]) -> list[RowReport]:
     return list(handle.report)
 
 
-def gather(pipe: Any, draw: Draw, so_far: StepRuns, runs: int, batch: int, seed: int) -> Iterator[StepRuns]:
-    """Make ``so_far`` complete, in place: yields it after every batch that it has grown by.
+def gather(pipe: Any, draw: Draw, so_far: StepRuns, runs: int, batch: int, seed: int) -> Iterator[int]:
+    """Make ``so_far`` complete, in place: yields how many runs there are after every batch.
 
     Runs of seeds ``seed``, ``seed + 1`` .. Those that the profile is taken from are held in memory until there are
-    enough, and lost when it stops before.
-    Raises: ValueError for runs that cannot be watched.
+    enough, and lost when it stops before. Runs with NaN or Inf are left out.
+    Raises: ValueError for runs that cannot be watched, or too many that are not finite.
     """
     held: list[Tensor] = []
     while len(so_far.still) < runs:
-        start = len(so_far.still) + len(held)
-        count = min(batch, runs - start)
-        rows = watch(pipe, draw, range(seed + start, seed + start + count))
-        maps = [window_of(row) for row in rows]
-        if len(maps) != count:
-            raise ValueError(f"asked for {count} samples, the pipeline steps {len(maps)}: one image a prompt is needed")
+        done = len(so_far.still) + len(held)
+        count = min(batch, runs - done)
+        start = seed + done + so_far.skipped
+        rows = watch(pipe, draw, range(start, start + count))
+        if len(rows) != count:
+            raise ValueError(
+                f"for {count} samples the pipeline steps {len(rows)} rows (several images a prompt, or guided and "
+                "unguided rows in one batch): such pipelines cannot be calibrated yet"
+            )
+        sound = [row for row in rows if row.plan.reason is not None or bool(row.finite)]
+        so_far.skipped += count - len(sound)
+        if so_far.skipped > max(3, runs * MOST_SKIPPED):
+            raise ValueError(f"{so_far.skipped} of {done + count} runs hold NaN or Inf: this pipeline is not sound")
+        maps = [window_of(row) for row in sound]
+        if not maps:
+            continue
         if not so_far.profile:
             held += maps
-            so_far.logsnr = list(rows[0].logsnr[: len(maps[0]) + 1])
+            so_far.logsnr, so_far.grid = list(sound[0].logsnr[: len(maps[0]) + 1]), list(maps[0].shape[1:])
             room = PROFILE_BYTES // (maps[0].numel() * 4)
             if len(held) < min(runs, PROFILE_RUNS, max(batch, room)):
+                yield len(held)
                 continue
-            so_far.profile = torch.stack([one.double().flatten(1).mean(1) for one in held]).mean(0).tolist()
+            profile = torch.stack([one.double().flatten(1).mean(1) for one in held]).mean(0).tolist()
+            if not all(value > 0 for value in profile):
+                raise ValueError("a step changes nothing in any run: does this pipeline's network do anything?")
+            so_far.profile = profile
             maps, held = held, []
         for one in maps:
             scores = temporal_scores(one[:, None], so_far.profile)
             so_far.still.append(float(scores.still.max()))
             so_far.jump.append(float(scores.jump.max()))
-        yield so_far
+        yield len(so_far.still)
 
 
 def load_runs(path: Path, key: dict[str, Any]) -> dict[int, StepRuns]:
@@ -110,7 +139,8 @@ def load_runs(path: Path, key: dict[str, Any]) -> dict[int, StepRuns]:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["key"] != key:
             return {}
-        return {entry["steps"]: StepRuns(**entry) for entry in saved["runs"]}
+        found = [StepRuns(**entry) for entry in saved["runs"]]
+        return {one.steps: one for one in found if one.whole}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

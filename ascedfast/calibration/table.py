@@ -3,7 +3,6 @@
 
 import bisect
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +24,10 @@ SURVIVAL = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1)
 """Shares of sound runs whose severities a table knows; rarer ones follow the exponential tail."""
 TAIL_FROM = SURVIVAL[-1]
 LEAST_RUNS = 100
+LEAST_INTERPOLATED = 4
+"""Changes of a window from which on it may be interpolated: shorter ones score by fewer terms."""
+END_TOLERANCE, START_TOLERANCE = 0.5, 1.5
+"""Units of logSNR by which a window may end and begin beside those of its neighbours in the table."""
 LEAST_SCORE = 1e-3
 """Lower scores are taken for it: the logarithm stays finite."""
 
@@ -42,6 +46,7 @@ class Null:
 
     Attributes:
         logsnr: of the K + 1 predictions of the window, not below EARLIEST.
+        grid: sizes of the location axes.
         profile: K mean changes, by step; only their ratios count.
         still, jump: of the logarithm of a sample's largest score; ``jump`` is None where a window is too short for one.
         levels: severities that the shares SURVIVAL of the runs exceed. tail: mean of what a run exceeds the last of
@@ -49,6 +54,7 @@ class Null:
     """
 
     logsnr: tuple[float, ...]
+    grid: tuple[int, ...]
     profile: tuple[float, ...]
     still: Gumbel
     jump: Gumbel | None
@@ -61,8 +67,12 @@ class Null:
             raise ValueError(
                 f"{len(self.logsnr)} levels of noise, {len(self.profile)} changes, {len(self.levels)} levels"
             )
-        if not isinstance(self.still, Gumbel):
-            raise ValueError("a table without the distribution of stillness")
+        if not isinstance(self.still, Gumbel) or not isinstance(self.jump, Gumbel | None):
+            raise ValueError("still and jump of a table are a location and a scale each")
+        if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in (*self.grid, self.runs)):
+            raise ValueError("sizes and numbers of runs are ints of at least 1")
+        if (self.jump is None) != (len(self.profile) < 3):
+            raise ValueError("windows of three changes and more have a jump, shorter ones have none")
         numbers = [*self.logsnr, *self.profile, *self.levels, self.tail, self.runs]
         numbers += [number for one in (self.still, self.jump) if one for number in dataclasses.astuple(one)]
         if not all(math.isfinite(number) for number in numbers):
@@ -70,8 +80,8 @@ class Null:
         scales = [one.scale for one in (self.still, self.jump) if one]
         if min(self.profile, default=0) <= 0 or min(self.tail, *scales) <= 0:
             raise ValueError("profile, tail and scales of a table are positive")
-        if list(self.levels) != sorted(self.levels):
-            raise ValueError("the severities of a table rise as fewer runs exceed them")
+        if list(self.levels) != sorted(self.levels) or list(self.logsnr) != sorted(self.logsnr):
+            raise ValueError("the severities and the logsnr of a table rise")
 
     def severity(self, scores: Scores) -> Tensor:
         """Of every location, float32 [R, *grid]: how far its rarer score lies beyond a sound sample's largest, in
@@ -80,11 +90,11 @@ class Null:
         return found if self.jump is None else torch.maximum(found, _scales(scores.jump, self.jump))
 
     def p_value(self, severity: float) -> float:
-        """Share of sound samples that are at least as severe, in (0, 1]; NaN for NaN."""
+        """Share of sound samples that are at least as severe, from 1/(runs + 1) to 1; NaN for NaN."""
         if severity != severity:
             return math.nan
         if severity >= self.levels[-1]:
-            return TAIL_FROM * math.exp(-(severity - self.levels[-1]) / self.tail)
+            return max(1 / (self.runs + 1), TAIL_FROM * math.exp(-(severity - self.levels[-1]) / self.tail))
         if severity <= self.levels[0]:
             return 1.0
         i = bisect.bisect_right(self.levels, severity)
@@ -93,9 +103,14 @@ class Null:
         return math.exp((1 - share) * math.log(SURVIVAL[i - 1]) + share * math.log(SURVIVAL[i]))
 
     def threshold(self, rate: float) -> float:
-        """The severity that a share ``rate`` of sound samples exceeds. Raises: ValueError outside (0, SURVIVAL[0]]."""
+        """The severity that a share ``rate`` of sound samples exceeds. Raises: ValueError outside (0, SURVIVAL[0]], and
+        for a rate below that of one run."""
         if not 0 < rate <= SURVIVAL[0]:
             raise ValueError(f"a rate of false alarms lies between 0 and {SURVIVAL[0]}, got {rate}")
+        if rate < 1 / (self.runs + 1):
+            raise ValueError(
+                f"a rate of {rate} needs at least {math.ceil(1 / rate)} sound runs, the table has {self.runs}"
+            )
         if rate <= TAIL_FROM:
             return self.levels[-1] + self.tail * math.log(TAIL_FROM / rate)
         i = next(i for i, share in enumerate(SURVIVAL) if share <= rate)
@@ -110,44 +125,80 @@ class NullTable:
     """Nulls of several step counts, fewest changes first.
 
     pipeline: fingerprint of the pipeline whose runs they are; empty for a table of several. note: how it was made.
+    prompts: hash of the prompts of its runs; empty without any.
     """
 
     nulls: tuple[Null, ...]
     pipeline: str = ""
     note: str = ""
+    prompts: str = ""
 
     def __post_init__(self) -> None:
         counts = [len(null.profile) for null in self.nulls]
         if not counts or counts != sorted(set(counts)):
             raise ValueError(f"a table has one null for each number of changes, fewest first, got {counts}")
+        if len({null.grid for null in self.nulls}) > 1:
+            raise ValueError("the nulls of a table are of one grid")
 
-    def at(self, logsnr: Sequence[float]) -> Null:
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Sizes of the location axes that the runs had."""
+        return self.nulls[0].grid
+
+    def refusal(self, logsnr: Sequence[float], grid: Sequence[int] | None = None) -> str | None:
+        """Why a window of these levels, on this grid, cannot be compared with the table; None where it can."""
+        try:
+            self.at(logsnr, grid)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def at(self, logsnr: Sequence[float], grid: Sequence[int] | None = None) -> Null:
         """The null of a window whose predictions have these logSNR, in the order of the run.
 
-        Between two entries by the logarithm of the number of changes; the profile by change per unit of logSNR.
-        Outside of them the nearest entry stands.
-        Raises: ValueError for fewer than two predictions.
+        Between two entries by the logarithm of the number of changes; the profile by the place in the window.
+        Raises: ValueError for a window that begins or ends elsewhere (another T_c), has fewer or more changes than the
+            table knows, or lies on another grid; the message says what to do.
         """
+        if grid is not None and tuple(grid) != self.grid:
+            raise ValueError(f"the table is of a grid of {self.grid}, the run has {tuple(grid)}: calibrate at its size")
         levels = tuple(max(EARLIEST, value) for value in logsnr)
-        count = len(levels) - 1
-        if count < 1:
-            raise ValueError(f"{len(levels)} predictions have no change between them")
         for null in self.nulls:
-            if null.logsnr == levels:
+            if len(null.logsnr) == len(levels) and np.allclose(null.logsnr, levels, rtol=0, atol=1e-6):
                 return null
-        counts = [len(null.profile) for null in self.nulls]
+        count = len(levels) - 1
+        near = [null for null in self.nulls if len(null.profile) >= LEAST_INTERPOLATED]
+        counts = [len(null.profile) for null in near]
+        known = ", ".join(str(len(null.profile)) for null in self.nulls)
+        if not counts or not counts[0] <= count <= counts[-1]:
+            raise ValueError(
+                f"{count} changes before T_c, the table knows windows of {known}, and what lies between those of "
+                f"{LEAST_INTERPOLATED} and more: calibrate this number of steps"
+            )
         i = bisect.bisect_left(counts, count)
-        low, high = self.nulls[max(0, i - 1)], self.nulls[min(i, len(counts) - 1)]
-        share = 0.0
-        if low is not high and len(low.profile) < count:
-            share = math.log(count / len(low.profile)) / math.log(len(high.profile) / len(low.profile))
-        share = min(1.0, share)
+        low, high = near[i if counts[i] == count else i - 1], near[i]
+        for place, tolerance in ((0, START_TOLERANCE), (-1, END_TOLERANCE)):
+            ends = low.logsnr[place], high.logsnr[place]
+            if not min(ends) - tolerance <= levels[place] <= max(ends) + tolerance:
+                raise ValueError(
+                    f"the window reaches from logSNR {levels[0]:.2f} to {levels[-1]:.2f}, the table's to "
+                    f"{min(ends):.2f}..{max(ends):.2f} there: it is of runs with another T_c or other noise levels"
+                )
+        if low is high:
+            return _between(low, low, 0.0, levels)
+        share = math.log(count / len(low.profile)) / math.log(len(high.profile) / len(low.profile))
         return _between(low, high, share, levels)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
         entries = [{**dataclasses.asdict(null), "survival": SURVIVAL} for null in self.nulls]
-        return {"version": VERSION, "pipeline": self.pipeline, "note": self.note, "nulls": entries}
+        return {
+            "version": VERSION,
+            "pipeline": self.pipeline,
+            "note": self.note,
+            "prompts": self.prompts,
+            "nulls": entries,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -155,7 +206,7 @@ class NullTable:
         if values["version"] != VERSION:
             raise ValueError(f"version {values['version']}, this is version {VERSION}: calibrate again")
         nulls = tuple(_null(entry) for entry in values["nulls"])
-        return cls(nulls, str(values["pipeline"]), str(values["note"]))
+        return cls(nulls, *(str(values[name]) for name in ("pipeline", "note", "prompts")))
 
     def save(self, path: Path) -> None:
         """Write JSON; a file that is there is replaced whole or not at all."""
@@ -183,6 +234,7 @@ def _null(entry: dict[str, Any]) -> Null:
         raise ValueError("its severities are of other shares of runs")
     for name in ("still", "jump"):
         entry[name] = entry[name] and Gumbel(**entry[name])
+    entry["grid"] = tuple(entry["grid"])
     for name in ("logsnr", "profile", "levels"):
         entry[name] = tuple(float(value) for value in entry[name])
     return Null(**entry)
@@ -192,36 +244,26 @@ def _between(low: Null, high: Null, share: float, levels: tuple[float, ...]) -> 
     def mix(a: float, b: float) -> float:
         return (1 - share) * a + share * b
 
-    def gumbel(a: Gumbel | None, b: Gumbel | None) -> Gumbel | None:
-        if a is None or b is None:
-            return b if a is None else a
+    def gumbel(a: Gumbel | None, b: Gumbel | None) -> Gumbel:
         return Gumbel(mix(a.location, b.location), mix(a.scale, b.scale))
 
-    still = gumbel(low.still, high.still)
-    assert still is not None
-    steps = itertools.pairwise(levels)
-    profile = tuple(
-        mix(_density(low, (a + b) / 2), _density(high, (a + b) / 2)) * max(abs(b - a), 1e-6) for a, b in steps
-    )
+    count = len(levels) - 1
+    profiles = (_resampled(one.profile, count) for one in (low, high))
     return Null(
         levels,
-        profile,
-        still,
-        gumbel(low.jump, high.jump) if len(profile) > 2 else None,
+        low.grid,
+        tuple(mix(a, b) for a, b in zip(*profiles, strict=True)),
+        gumbel(low.still, high.still),
+        gumbel(low.jump, high.jump),
         tuple(mix(a, b) for a, b in zip(low.levels, high.levels, strict=True)),
         mix(low.tail, high.tail),
         min(low.runs, high.runs),
     )
 
 
-def _density(null: Null, logsnr: float) -> float:
-    """Change for each unit of logSNR, scaled to a mean profile of 1: linear between the middles of its steps."""
-    unit = sum(null.profile) / len(null.profile)
-    steps = list(itertools.pairwise(null.logsnr))
-    middles = [(a + b) / 2 for a, b in steps]
-    values = [change / unit / max(abs(b - a), 1e-6) for change, (a, b) in zip(null.profile, steps, strict=True)]
-    i = bisect.bisect_left(middles, logsnr)
-    if i in (0, len(middles)):
-        return values[min(i, len(values) - 1)]
-    share = (logsnr - middles[i - 1]) / (middles[i] - middles[i - 1])
-    return (1 - share) * values[i - 1] + share * values[i]
+def _resampled(profile: tuple[float, ...], count: int) -> list[float]:
+    """The profile of a window of ``count`` changes, by place in the window, scaled to a mean of 1."""
+    places = [(k + 0.5) / count for k in range(count)]
+    known = [(k + 0.5) / len(profile) for k in range(len(profile))]
+    values = np.interp(places, known, profile)
+    return (values / values.mean()).tolist()

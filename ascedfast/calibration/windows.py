@@ -28,7 +28,11 @@ def window_of(row: "RowReport") -> Tensor:
     if row.plan.reason is not None:
         raise ValueError(f"a run of {row.steps} steps cannot be watched: {row.plan.reason}")
     if row.finite is not None and not bool(row.finite):
-        raise ValueError(f"the run of seed {row.seed} holds NaN or Inf: a pipeline that gives sound runs is needed")
+        raise ValueError(f"the run of seed {row.seed} holds NaN or Inf")
+    if row.executed < row.plan.t_c:
+        raise ValueError(f"the run of seed {row.seed} has not reached T_c: {row.executed} of {row.plan.t_c} steps")
+    if row.config.channels != "mean":
+        raise ValueError(f"mode {row.config.mode!r} records the largest change of the channels, not the mean one")
     maps = [d.float() for step, d in row.dynamics if step < row.plan.t_c]
     if len(maps) != row.plan.t_c - 1:
         raise ValueError(
