@@ -172,6 +172,9 @@ class AscedConfig:
             "a NullTable, which ascedfast calibrate makes",
         )
         check(number("rate") and 0 < self.rate <= 0.5, "rate", "above 0 and at most .5")
+        if self.mode == "calibrated":
+            runs = min(null.runs for null in self.table.nulls)
+            check(self.rate >= 1 / (runs + 1), "rate", f"that of one of the table's {runs} sound runs, or more")
         check(self.mode != "calibrated" or self.window_start in (None, 0), "window_start", "0 in mode 'calibrated'")
         for name, least in (("t_c", 1), ("window_start", 0)):
             value = getattr(self, name)

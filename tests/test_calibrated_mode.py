@@ -150,6 +150,8 @@ def test_settings(table):
     for rate in (0, 0.6, math.nan, True, "x"):
         with pytest.raises(ValueError, match="rate"):
             config_of(table, rate=rate)
+    with pytest.raises(ValueError, match="500 sound runs"):
+        config_of(table, rate=0.001)
     with pytest.raises(ValueError, match="window_start"):
         config_of(table, window_start=3)
     with pytest.raises(ValueError, match="channels"):
