@@ -38,11 +38,20 @@ def by_mode(schedule: Schedule, prefix: "Prefix", config: AscedConfig) -> Found:
     plan = plan_run(schedule, config, prefix.first)
     if plan.reason is not None:
         raise ValueError(plan.reason)
+    if config.mode == "calibrated":
+        return _calibrated(schedule, prefix, config)
     frames = (prefix.scores if config.mode == "paper" else prefix.x0)[plan.start :].float()
     finite = frames.isfinite().flatten(2).all(2).all(0)
     if config.mode == "official":
         frames = detect.grey_levels(frames)
     return _found(detect.detect(detect.maps_of(frames, config), config, finite))
+
+
+def _calibrated(schedule: Schedule, prefix: "Prefix", config: AscedConfig) -> Found:
+    x0 = prefix.x0.float()
+    d = detect.maps_of(x0, AscedConfig.fast())[:, :, 0]
+    logsnr = [level.logsnr for level in schedule.before[prefix.first : prefix.step]]
+    return _found(detect.detect_calibrated(d, logsnr, config, x0.isfinite().flatten(2).all(2).all(0)))
 
 
 def by_map(scores: Tensor, config: AscedConfig) -> Found:
