@@ -102,7 +102,7 @@ def detect_calibrated(
     """
     grid = tuple(d.shape[2:])
     null = config.table.at(logsnr)
-    severity = null.severity(temporal_scores(smoothed(d), null.profile, backend=config.backend))
+    severity = null.severity(temporal_scores(smoothed(d, backend=config.backend), null.profile, backend=config.backend))
     if finite is not None:
         severity = torch.where(finite.view(-1, *([1] * len(grid))), severity, torch.nan)
     mask, labels, overflow = regions(severity, null, config.rate, connectivity_of(config, grid), config.backend)

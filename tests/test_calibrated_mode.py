@@ -82,6 +82,15 @@ def test_a_still_region_is_found_and_redrawn(table):
     assert torch.equal(x[1], stock[1])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU no kernel is interpreted")
+def test_interpreted_kernels_find_the_same(table):
+    x0 = held(predictions(1, 2))
+    ours, x = run(x0, config_of(table, rate=0.01, backend="triton"))
+    theirs, y = run(x0, config_of(table, rate=0.01, backend="reference"))
+    assert torch.equal(ours[0].mask, theirs[0].mask)
+    assert torch.equal(x, y)
+
+
 def test_the_rate_is_kept_on_sound_runs(table):
     """400 new ones; three standard errors, of theirs and of the table's 500."""
     report, _ = run(predictions(5, 400), config_of(table, rate=0.2, correct=False))

@@ -8,6 +8,7 @@ import torch
 from layouts import DEVICES
 
 from ascedfast.calibration.scores import temporal_scores
+from ascedfast.calibration.windows import smoothed
 
 pytestmark = [pytest.mark.gpu] if DEVICES == ["cuda"] else []
 DEVICE = DEVICES[0]
@@ -55,6 +56,13 @@ def test_against_the_reference(shape):
         assert found.shape == expected.shape
         torch.testing.assert_close(found.cpu(), expected, rtol=2**-22, atol=0)
         assert int((found.cpu() != expected).sum()) <= max(1, expected.numel() // 200)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 40, 61), (2, 1, 3, 33, 64), (1, 1, 5, 7), (2, 0, 8, 8)], ids=str)
+def test_smoothing_has_the_bits_of_the_reference(shape):
+    d = changes(shape) if shape[1] else torch.zeros(shape, device=DEVICE)
+    found = smoothed(d.transpose(-1, -2), backend="triton")
+    assert torch.equal(found.cpu(), smoothed(d.cpu().transpose(-1, -2), backend="reference"))
 
 
 def test_a_row_alone_has_the_bits_that_it_has_in_a_batch():

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ascedfast import reference
+from ascedfast import _backend, reference
+from ascedfast.device_guard import on_device_of
 
 if TYPE_CHECKING:
     from ascedfast.report import RowReport
@@ -16,9 +17,18 @@ BLUR = 1 / 32
 """Standard deviation of the smoothing, in sides of the grid (of sqrt(H*W))."""
 
 
-def smoothed(d: Tensor) -> Tensor:
-    """d: float32 [..., H, W], changes; smoothed along H and W, the same shape."""
-    return reference.gaussian_blur(d, BLUR * math.sqrt(d.shape[-2] * d.shape[-1]), (-2, -1))
+def smoothed(d: Tensor, *, backend: str = "auto") -> Tensor:
+    """d: float32 [..., H, W], changes, not negative; smoothed along H and W, the same shape. Raises: BackendError."""
+    sigma = BLUR * math.sqrt(d.shape[-2] * d.shape[-1])
+    if _backend.pick("temporal_scores", d.device, backend) != "triton" or d.dtype != torch.float32 or not d.numel():
+        return reference.gaussian_blur(d, sigma, (-2, -1))
+    from ascedfast.kernels import blur
+
+    planes = d.reshape(1, -1, 1, *d.shape[-2:]).contiguous()
+    with on_device_of(d):
+        weights = blur.weights_on(sigma, d.device)
+        smooth = blur.Blur(tuple(planes.shape), planes.stride(), len(weights) // 2)
+        return smooth(planes, weights).view(d.shape)
 
 
 def window_of(row: "RowReport") -> Tensor:
