@@ -2,22 +2,33 @@
 """The command line. Exit codes: 0 done, 2 the arguments or what they point to cannot be used (the message says why)."""
 
 import dataclasses
-import itertools
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ascedfast._version import __version__
+from ascedfast.calibration.cli import calibrate, p_values, table_of
 from ascedfast.config import MODES, AscedConfig
+from ascedfast.console import (
+    Device,
+    Json,
+    Out,
+    Seed,
+    Steps,
+    check_device,
+    check_seed,
+    check_writable,
+    counter,
+    fail,
+    printable,
+    progress_bar,
+    quiet_diffusers,
+)
 from ascedfast.lab.cli import app as lab_app
 from ascedfast.report import Report
 
@@ -27,19 +38,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(lab_app, name="lab")
-err = Console(stderr=True)
-
 Mode = Annotated[str, typer.Option(help=f"One of {', '.join(MODES)}.")]
-Out = Annotated[Path, typer.Option(help="Folder to write into; made if missing.")]
-Seed = Annotated[int, typer.Option(help="Seed of the first sample; sample i has seed + i.")]
-Steps = Annotated[int, typer.Option(min=1, help="Solver steps.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-
-
-def fail(message: str) -> NoReturn:
-    err.print(f"[red]error:[/red] {escape(message)}", highlight=False)
-    raise typer.Exit(2)
 
 
 def show_version(wanted: bool) -> None:
@@ -146,66 +145,7 @@ def generate(
     finish(report, out, as_json, {} if shares is None else {"p_values": shares})
 
 
-@app.command()
-def calibrate(
-    pipeline: Annotated[Path, typer.Option(help="Folder of a diffusers pipeline, weights in safetensors.")],
-    runs: Annotated[int, typer.Option(min=1, help="Sound runs for each number of steps.")] = 2000,
-    steps: Annotated[
-        str, typer.Option(help="Numbers of solver steps, with commas; others are interpolated.")
-    ] = "12,25,50",
-    prompts: Annotated[
-        Path | None, typer.Option(help="Text file, a prompt a line, for pipelines that take one.")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples of one call.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the first run; far from those of images to be judged.")] = 1 << 40,
-    device: Device = "cpu",
-    out: Annotated[Path | None, typer.Option(help="The table's file. Default: asced_null.json in the folder.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Learn what sound runs of a pipeline score, for a chosen rate of false alarms. Goes on where it was stopped."""
-    from ascedfast.calibration import command
-
-    check_seed(seed, runs)
-    check_device(device)
-    check_writable(pipeline if out is None else out.absolute().parent, "; give --out FILE" * (out is None))
-    quiet_diffusers()
-    try:
-        numbers = [int(one) for one in steps.split(",") if one.strip()]
-    except ValueError:
-        fail(f"--steps takes numbers with commas, as 12,25,50, got {steps!r}")
-    try:
-        lines = prompts.read_text(encoding="utf-8").splitlines() if prompts else []
-    except (OSError, ValueError) as error:
-        fail(f"--prompts {prompts} cannot be read: {error}")
-    try:
-        with progress_bars() as bar:
-            table, path = command.calibrate(
-                pipeline,
-                steps=numbers,
-                count=runs,
-                batch=batch,
-                seed=seed,
-                prompts=[line.strip() for line in lines if line.strip()],
-                device=device,
-                out=out,
-                progress=bar,
-            )
-    except (OSError, ValueError) as error:
-        fail(str(error))
-    except Exception as error:  # settings of a foreign folder that its classes choke on
-        fail(f"{pipeline} cannot be run: {type(error).__name__}: {str(error)[:500]}")
-    rows = [
-        {"changes": len(null.profile), "runs": null.runs, "1 %": null.threshold(0.01), "5 %": null.threshold(0.05)}
-        for null in table.nulls
-    ]
-    if as_json:
-        typer.echo(json.dumps({"table": str(path), "nulls": rows}))
-        return
-    shown = Table("changes before T_c", "sound runs", "severity of 5 %", "severity of 1 %")
-    for row in rows:
-        shown.add_row(str(row["changes"]), str(row["runs"]), f"{row['5 %']:.2f}", f"{row['1 %']:.2f}")
-    Console().print(shown)
-    Console().print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+app.command()(calibrate)
 
 
 @app.command()
@@ -236,11 +176,6 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number in JSON")
 
 
-def printable(text: str) -> str:
-    """Of a text from a file: what does no more than show on a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """List versions and backends, and why the others are absent."""
@@ -262,109 +197,12 @@ def doctor(as_json: Json = False) -> None:
     console.print(table)
 
 
-def table_of(pipeline: Path, path: Path | None) -> Any:
-    """The table of sound runs in a pipeline's folder, or exit with a message."""
-    from ascedfast.calibration.folder import load_table
-
-    try:
-        return load_table(pipeline, path)
-    except (OSError, ValueError) as error:
-        fail(str(error))
-
-
-def p_values(pipeline: Path, path: Path | None, report: Report) -> list[float | None] | None:
-    """Of each sample the share of sound runs that are as severe, told in the report's notes too. None where the
-    pipeline's folder has no table of sound runs, or one of an earlier pipeline (then a line says so)."""
-    from ascedfast.calibration.folder import load_table
-    from ascedfast.calibration.judge import judge
-
-    try:
-        table = load_table(pipeline, path)
-    except FileNotFoundError as error:
-        return fail(str(error)) if path else None
-    except (OSError, ValueError) as error:
-        err.print(f"[yellow]not compared with sound runs:[/yellow] {escape(str(error))}", highlight=False)
-        return None
-    found: list[float | None] = []
-    for row in report:
-        try:
-            found.append(judge(row, table).p_value)
-        except ValueError as error:
-            found.append(None)
-            why = str(error)
-    if found and all(p is None for p in found):
-        err.print(f"[yellow]not compared with sound runs:[/yellow] {escape(why)}", highlight=False)
-        return found
-    words = ", ".join(f"{i}: {'-' if p is None else f'{p:.3g}'}" for i, p in enumerate(found))
-    report.notes.append(f"Share of sound runs as severe, by sample: {words} ({table.note}).")
-    err.print(escape(report.notes[-1]), highlight=False)
-    return found
-
-
 def checked_config(mode: str, **changes: Any) -> AscedConfig:
     """The preset, or exit with its own message."""
     try:
         return AscedConfig.for_mode(mode, **changes)
     except (TypeError, ValueError) as error:
         fail(str(error))
-
-
-def check_seed(seed: int, samples: int) -> None:
-    if not 0 <= seed <= (1 << 63) - samples:
-        fail(f"--seed must lie in 0..{(1 << 63) - samples}, got {seed}")
-
-
-def check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # each kind of device fails in its own way
-        fail(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}")
-
-
-def counter(advance: Callable[[int, int], None], total: int) -> Callable[..., None]:
-    """A callback that advances a bar by one at each call."""
-    done = itertools.count(1)
-    return lambda *_: advance(next(done), total)
-
-
-def quiet_diffusers() -> None:
-    """Its bar for loading would run into ours."""
-    from diffusers.utils import logging
-
-    logging.disable_progress_bar()
-
-
-def check_writable(out: Path, advice: str = "") -> None:
-    """Before any work, and without making the folder: it can be written, or its nearest parent that is there."""
-    try:
-        there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-        probe = there / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        fail(f"cannot write into {out}: {error.strerror or error}{advice}")
-
-
-@contextmanager
-def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Bars on standard error; yields (title) -> progress(done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err) as bar:
-
-        def start(title: str) -> Callable[[int, int], None]:
-            task = bar.add_task(title, total=None)
-            return lambda done, total: bar.update(task, completed=done, total=total)
-
-        yield start
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """One of them; yields progress(done, total)."""
-    with progress_bars() as start:
-        yield start(title)
 
 
 def finish(report: Report, out: Path, as_json: bool, figures: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ NOT_ENGINE = (
     "_version",
     "cli",
     "command",
+    "console",
     "demo",
     "doctor",
     "fit",

@@ -56,7 +56,7 @@ def run(
 ) -> None:
     """Compute the cells that have no result yet."""
     check_extra()
-    from ascedfast.cli import check_device, check_writable, quiet_diffusers
+    from ascedfast.console import check_device, check_writable, quiet_diffusers
     from ascedfast.lab.cells import StaleResultError
     from ascedfast.lab.sources import source_hash
     from ascedfast.lab.suites import SUITES, Lab, cells_of, run_suite
