@@ -59,7 +59,7 @@ numbers = {
     "mad_floor": st.floats(0, 1),
     "blur_sigma": st.floats(0, 5),
     "min_area": st.floats(0, 99),
-    "max_area": st.one_of(st.floats(100, 1e6), st.just(INF)),
+    "max_area": st.one_of(st.floats(100, 1e6, exclude_min=True), st.just(INF)),
     "core_width": st.integers(1, 9),
     "grow": st.integers(0, 9),
     "connectivity": st.sampled_from([4, 8]),
