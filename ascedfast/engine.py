@@ -240,8 +240,7 @@ class Engine:
             if row.due and not row.whole:
                 row.plan = Plan(0, 0, "the row was off, or its steps were not observed, for a part of its window")
             elif row.due and row.config.mode == "calibrated":
-                window = row.schedule.before[row.first : row.first + row.plan.t_c]
-                why = row.config.table.refusal([level.logsnr for level in window], row.bank[0].shape)
+                why = row.config.table.refusal(row.window_logsnr, row.bank[0].shape)
                 row.plan = row.plan if why is None else Plan(0, 0, why)
         due = [row for row in batch if row.due]
         found = [pair for group in groups_of(due) for pair in detect_rows(group)]

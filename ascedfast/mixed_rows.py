@@ -56,10 +56,8 @@ def detect_rows(group: list[Row]) -> list[tuple[Row, detect.Detection]]:
 
 def _detect_calibrated(row: Row) -> detect.Detection:
     """By what sound runs at this row's levels score."""
-    logsnr = [
-        level.logsnr for level in row.schedule.before[row.first + row.plan.start :][: row.plan.t_c - row.plan.start]
-    ]
-    found = detect.detect_calibrated(torch.stack(row.bank)[:, None].float(), logsnr, row.config, row.finite.view(1))
+    d = torch.stack(row.bank)[:, None].float()
+    found = detect.detect_calibrated(d, row.window_logsnr, row.config, row.finite.view(1))
     return detect.Detection(*(part[0] for part in found))
 
 

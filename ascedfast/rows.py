@@ -42,6 +42,12 @@ class Row:
         return self.enabled and (self.watched or self.config.record == "run")
 
     @property
+    def window_logsnr(self) -> list[float]:
+        """logSNR of the predictions of the window, in the order of the run."""
+        window = self.schedule.before[self.first + self.plan.start : self.first + self.plan.t_c]
+        return [level.logsnr for level in window]
+
+    @property
     def _banks_changes(self) -> bool:
         return self.config.mode in ("fast", "calibrated")
 

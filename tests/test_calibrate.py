@@ -14,7 +14,7 @@ from scipy import ndimage
 from typer.testing import CliRunner
 
 import ascedfast
-from ascedfast.calibration import command, runs
+from ascedfast.calibration import FIRST_SEED, command, runs
 from ascedfast.calibration.folder import NAME, fingerprint, load_table
 from ascedfast.calibration.judge import judge
 from ascedfast.calibration.regions import seeded
@@ -63,7 +63,7 @@ def test_the_table_and_nothing_else_is_left(calibrated):
     assert table.grid == (8, 8)
     assert all(null.runs == RUNS for null in table.nulls)
     assert not [path.name for path in calibrated.iterdir() if "part" in path.name or path.name.startswith(".")]
-    assert f"120 runs of 12, 20 steps, seeds from {command.SEED}" in table.note
+    assert f"120 runs of 12, 20 steps, seeds from {FIRST_SEED}" in table.note
 
 
 @pytest.mark.parametrize("steps", [12, 20, 16])

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from layouts import DEVICES
 
 import ascedfast
 from ascedfast import AscedConfig, process
@@ -56,7 +57,7 @@ def run(x0, config, rows=None, first=0):
     """Steps of a flow whose model predicts these x0: (engine's rows, the last state)."""
     count = x0.shape[1]
     engine = ascedfast.begin(SCHEDULE, config, seeds=list(range(count)))
-    x = torch.randn(x0.shape[1:], generator=torch.Generator().manual_seed(9))
+    x = torch.randn(x0.shape[1:], generator=torch.Generator().manual_seed(9)).to(x0.device)
     for k, level in enumerate(LEVELS):
         m = (x - x0[k]) / level.sigma  # the velocity that predicts it
         engine.observe(x, m)
@@ -82,9 +83,9 @@ def test_a_still_region_is_found_and_redrawn(table):
     assert torch.equal(x[1], stock[1])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU no kernel is interpreted")
-def test_interpreted_kernels_find_the_same(table):
-    x0 = held(predictions(1, 2))
+@pytest.mark.parametrize("device", [pytest.param(one, marks=[pytest.mark.gpu] * (one == "cuda")) for one in DEVICES])
+def test_kernels_find_the_same(table, device):
+    x0 = held(predictions(1, 2)).to(device)
     ours, x = run(x0, config_of(table, rate=0.01, backend="triton"))
     theirs, y = run(x0, config_of(table, rate=0.01, backend="reference"))
     assert torch.equal(ours[0].mask, theirs[0].mask)

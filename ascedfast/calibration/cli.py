@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ascedfast.calibration import FIRST_SEED, STEPS
 from ascedfast.console import (
     Device,
     Json,
@@ -29,12 +30,12 @@ def calibrate(
     runs: Annotated[int, typer.Option(min=1, help="Sound runs for each number of steps.")] = 2000,
     steps: Annotated[
         str, typer.Option(help="Numbers of solver steps, with commas; others are interpolated.")
-    ] = "12,25,50",
+    ] = ",".join(map(str, STEPS)),
     prompts: Annotated[
         Path | None, typer.Option(help="Text file, a prompt a line, for pipelines that take one.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples of one call.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the first run; far from those of images to be judged.")] = 1 << 40,
+    seed: Annotated[int, typer.Option(help="Seed of the first run, far from those of images.")] = FIRST_SEED,
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="The table's file. Default: asced_null.json in the folder.")] = None,
     as_json: Json = False,

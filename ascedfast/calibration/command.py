@@ -10,21 +10,20 @@ from typing import Any
 
 from ascedfast._version import __version__
 from ascedfast.adapters.pipeline_folder import FolderError, call_arguments, load_pipeline
-from ascedfast.calibration import runs
+from ascedfast.calibration import FIRST_SEED, STEPS, runs
 from ascedfast.calibration.folder import NAME, fingerprint
 from ascedfast.calibration.table import LEAST_RUNS, Null, NullTable
 
 Progress = Callable[[int, int], None]
-SEED = 1 << 40
 
 
 def calibrate(
     folder: Path,
     *,
-    steps: Sequence[int] = (12, 25, 50),
+    steps: Sequence[int] = STEPS,
     count: int = 2000,
     batch: int = 16,
-    seed: int = SEED,
+    seed: int = FIRST_SEED,
     prompts: Sequence[str] = (),
     device: str = "cpu",
     out: Path | None = None,

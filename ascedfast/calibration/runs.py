@@ -54,6 +54,9 @@ class StepRuns:
     jump: list[float] = field(default_factory=list)
     skipped: int = 0
 
+    def __post_init__(self) -> None:
+        self._held: list[Tensor] = []
+
     @property
     def whole(self) -> bool:
         """What a file holds can be gone on from."""
@@ -62,6 +65,30 @@ class StepRuns:
             return False
         matching = len(self.still) == len(self.jump) and len(self.logsnr) == len(self.profile) + 1
         return matching and bool(np.isfinite([*self.still, *self.jump, *self.profile]).all()) and bool(self.grid)
+
+    @property
+    def runs(self) -> int:
+        """How many there are, those that wait for the profile too."""
+        return len(self.still) + sum(d.shape[1] for d in self._held)
+
+    def take(self, d: Tensor, profile_runs: int) -> None:
+        """Add runs; they wait until there are ``profile_runs``, which give the profile.
+
+        Args: d: float32 [K, R, *grid], smoothed changes. Raises: ValueError where a step changes nothing in any run."""
+        self.grid = list(d.shape[2:])
+        self._held.append(d)
+        if not self.profile:
+            if self.runs < profile_runs:
+                return
+            profile = torch.cat(self._held, 1).double().flatten(2).mean((1, 2)).tolist()
+            if not all(value > 0 for value in profile):
+                raise ValueError("a step changes nothing in any run: does this pipeline's network do anything?")
+            self.profile = profile
+        for one in self._held:
+            scores = temporal_scores(one, self.profile)
+            self.still += scores.still.flatten(1).amax(1).tolist()
+            self.jump += scores.jump.flatten(1).amax(1).tolist()
+        self._held = []
 
     def null(self, count: int) -> Null:
         """Of the first ``count`` runs. Raises: ValueError, see ``fit``."""
@@ -96,9 +123,8 @@ def gather(pipe: Any, draw: Draw, so_far: StepRuns, runs: int, batch: int, seed:
     enough, and lost when it stops before. Runs with NaN or Inf are left out.
     Raises: ValueError for runs that cannot be watched, or too many that are not finite.
     """
-    held: list[Tensor] = []
     while len(so_far.still) < runs:
-        done = len(so_far.still) + len(held)
+        done = so_far.runs
         count = min(batch, runs - done)
         start = seed + done + so_far.skipped
         rows = watch(pipe, draw, range(start, start + count))
@@ -111,26 +137,13 @@ def gather(pipe: Any, draw: Draw, so_far: StepRuns, runs: int, batch: int, seed:
         so_far.skipped += count - len(sound)
         if so_far.skipped > max(3, runs * MOST_SKIPPED):
             raise ValueError(f"{so_far.skipped} of {done + count} runs hold NaN or Inf: this pipeline is not sound")
-        maps = [window_of(row) for row in sound]
-        if not maps:
+        if not sound:
             continue
-        if not so_far.profile:
-            held += maps
-            so_far.logsnr, so_far.grid = list(sound[0].logsnr[: len(maps[0]) + 1]), list(maps[0].shape[1:])
-            room = PROFILE_BYTES // (maps[0].numel() * 4)
-            if len(held) < min(runs, PROFILE_RUNS, max(batch, room)):
-                yield len(held)
-                continue
-            profile = torch.stack([one.double().flatten(1).mean(1) for one in held]).mean(0).tolist()
-            if not all(value > 0 for value in profile):
-                raise ValueError("a step changes nothing in any run: does this pipeline's network do anything?")
-            so_far.profile = profile
-            maps, held = held, []
-        for one in maps:
-            scores = temporal_scores(one[:, None], so_far.profile)
-            so_far.still.append(float(scores.still.max()))
-            so_far.jump.append(float(scores.jump.max()))
-        yield len(so_far.still)
+        d = torch.stack([window_of(row) for row in sound], 1)
+        so_far.logsnr = list(sound[0].logsnr[: len(d) + 1])
+        room = PROFILE_BYTES // (d[:, 0].numel() * 4)
+        so_far.take(d, min(runs, PROFILE_RUNS, max(batch, room)))
+        yield so_far.runs
 
 
 def load_runs(path: Path, key: dict[str, Any]) -> dict[int, StepRuns]:

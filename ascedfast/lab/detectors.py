@@ -48,10 +48,14 @@ def by_mode(schedule: Schedule, prefix: "Prefix", config: AscedConfig) -> Found:
 
 
 def _calibrated(schedule: Schedule, prefix: "Prefix", config: AscedConfig) -> Found:
-    x0 = prefix.x0.float()
-    d = detect.maps_of(x0, AscedConfig.fast())[:, :, 0]
     logsnr = [level.logsnr for level in schedule.before[prefix.first : prefix.step]]
-    return _found(detect.detect_calibrated(d, logsnr, config, x0.isfinite().flatten(2).all(2).all(0)))
+    finite = prefix.x0.isfinite().flatten(2).all(2).all(0)
+    return _found(detect.detect_calibrated(changes(prefix.x0), logsnr, config, finite))
+
+
+def changes(x0: Tensor) -> Tensor:
+    """Of predictions [K + 1, R, C, H, W]: float32 [K, R, H, W], as mode "calibrated" banks them."""
+    return detect.maps_of(x0.float(), AscedConfig.fast())[:, :, 0]
 
 
 def by_map(scores: Tensor, config: AscedConfig) -> Found:

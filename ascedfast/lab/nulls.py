@@ -3,17 +3,11 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from ascedfast.calibration.fit import fit
-from ascedfast.calibration.runs import PROFILE_RUNS
-from ascedfast.calibration.scores import temporal_scores
+from ascedfast.calibration.runs import PROFILE_RUNS, StepRuns
 from ascedfast.calibration.table import Null, NullTable
 from ascedfast.calibration.windows import smoothed
-from ascedfast.config import AscedConfig
-from ascedfast.detect import maps_of
 from ascedfast.lab.corrections import CONFIGS, t_c_of, watch
+from ascedfast.lab.detectors import changes
 from ascedfast.lab.seeds import TuningSeeds
 from ascedfast.lab.subject import Subject, ability
 
@@ -33,27 +27,9 @@ def null_of(subject: Subject, seeds: TuningSeeds, chunk: int = 100) -> Null:
     """Of one number of steps; the profile is that of the first PROFILE_RUNS runs. Raises: ValueError, TypeError."""
     if not isinstance(seeds, TuningSeeds):
         raise TypeError(f"tables are made of tuning seeds, got {type(seeds).__name__}")
-    schedule = subject.schedule
-    t_c = t_c_of(schedule, CONFIGS["official"])
-    profile: list[float] = []
-    held: list[Tensor] = []
-    largest: list[Tensor] = []
-    grid: Sequence[int] = ()
+    levels = subject.schedule.before[: t_c_of(subject.schedule, CONFIGS["official"])]
+    gathered = StepRuns(len(subject.schedule), [level.logsnr for level in levels])
     for start in range(seeds.start, seeds.stop, chunk):
-        held.append(smoothed(changes(watch(subject, range(start, min(start + chunk, seeds.stop)), t_c=t_c).x0)))
-        grid = held[0].shape[2:]
-        gathered = sum(one.shape[1] for one in held)
-        if not profile and gathered < min(PROFILE_RUNS, len(seeds)):
-            continue
-        if not profile:
-            profile = torch.cat(held, 1).double().flatten(2).mean((1, 2)).tolist()
-        for d in held:
-            largest.append(torch.stack([one.flatten(1).amax(1) for one in temporal_scores(d, profile)]).cpu())
-        held = []
-    still, jump = torch.cat(largest, 1).double().numpy()
-    return fit([level.logsnr for level in schedule.before[:t_c]], grid, profile, still, jump)
-
-
-def changes(x0: Tensor) -> Tensor:
-    """Of predictions [K + 1, R, C, H, W]: float32 [K, R, H, W], as mode "calibrated" banks them."""
-    return maps_of(x0.float(), AscedConfig.fast())[:, :, 0]
+        prefix = watch(subject, range(start, min(start + chunk, seeds.stop)), t_c=len(levels))
+        gathered.take(smoothed(changes(prefix.x0)), min(PROFILE_RUNS, len(seeds)))
+    return gathered.null(len(seeds))
