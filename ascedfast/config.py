@@ -25,7 +25,7 @@ class AscedConfig:
     Attributes:
         mode: which signal is watched. "official": 8-bit grey levels of x0_hat, all channels, as the released code.
             "paper": the weighted score w(t)*s_t, all channels. "fast": one channel, |change of x0_hat|.
-            "calibrated": the scores of ``calibration.scores`` against ``table``, at ``rate``; of what follows it takes
+            "calibrated": the scores of ``ops.temporal_scores`` against ``table``, at ``rate``; of what follows it takes
             ``grow``, the sizes' scaling, and what is not about thresholds and regions.
         mad_scale: a location is abnormal above median + mad_scale * 1.4826 * MAD.
         mad_floor: lower bound of the MAD; units of x0_hat ("official": grey levels).

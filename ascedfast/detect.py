@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ascedfast import ops, reference
 from ascedfast.calibration.regions import regions
-from ascedfast.calibration.scores import temporal_scores
 from ascedfast.calibration.windows import smoothed
 from ascedfast.config import HALF_GREY_LEVEL, AscedConfig
 
@@ -102,7 +101,8 @@ def detect_calibrated(
     """
     grid = tuple(d.shape[2:])
     null = config.table.at(logsnr)
-    severity = null.severity(temporal_scores(smoothed(d, backend=config.backend), null.profile, backend=config.backend))
+    smooth = smoothed(d, backend=config.backend)
+    severity = null.severity(ops.temporal_scores(smooth, null.profile, backend=config.backend))
     if finite is not None:
         severity = torch.where(finite.view(-1, *([1] * len(grid))), severity, torch.nan)
     mask, labels, overflow = regions(severity, null, config.rate, connectivity_of(config, grid), config.backend)

@@ -6,6 +6,7 @@ One function an op; its truth is the function of the same name in ``reference``.
 row do not depend on the other rows.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ascedfast import _backend, _native_cuda, reference
 from ascedfast.device_guard import on_device_of
+from ascedfast.reference_scores import LEAST_CHANGES, Scores
 
 
 def _check(ok: bool, message: str) -> None:
@@ -181,6 +183,37 @@ def robust_threshold(
         with on_device_of(maps):
             return kernel.robust_threshold(maps, **settings, count=count, faster=faster)
     return reference.robust_threshold(maps, **settings, count=count)
+
+
+def temporal_scores(d: Tensor, profile: Sequence[float], *, backend: str = "auto") -> Scores:
+    """How still a location stands where it was in motion, and how far it leapt there and back, in a window's changes.
+
+    Args:
+        d: smoothed, non-negative changes of consecutive steps, [K, R, *grid], K >= 2, any strides, fp32, bf16, fp16 or
+            fp64, in any unit. fp64 is computed by the reference alone.
+        profile: K positive, finite numbers, what a sound sample changes on average at each step; only their ratios
+            count.
+    Returns: still and jump, fp32 [R, *grid] each: ratios, 0 or more; jump is 0 throughout in a window of two changes. A
+        row with NaN is NaN everywhere. One with Inf is NaN at that location, and 1 and 0 elsewhere.
+    Error by Triton, next to the reference: 2^-22 of a score, where a float64 sum rounds otherwise. Source: this project
+    (``docs/calibration.md``). Raises: ValueError, TypeError, BackendError.
+    """
+    if not d.is_floating_point():
+        raise TypeError(f"d must be of a float dtype, got {d.dtype}")
+    _check(
+        d.dim() in (4, 5) and len(profile) == len(d),
+        f"d must be [K, R, *grid] with a grid of 2 or 3 axes, the profile K numbers, got {tuple(d.shape)} and "
+        f"{len(profile)}",
+    )
+    _check(len(d) >= LEAST_CHANGES, f"{len(d)} changes tell nothing: at least {LEAST_CHANGES} are needed")
+    good = all(0 < value < math.inf for value in profile)
+    _check(good, f"a profile is positive and finite at every step, got {list(profile)}")
+    if _by_triton("temporal_scores", backend, d):
+        from ascedfast.kernels import temporal_scores as kernel
+
+        with on_device_of(d):
+            return Scores(*kernel.temporal_scores(d, profile))
+    return reference.temporal_scores(d, profile)
 
 
 def label_regions(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ascedfast.noise import Purpose, normal
+from ascedfast.reference_scores import temporal_scores  # noqa: F401 - an op's truth is found here
 
 MAD_TO_SIGMA = 1.4826
 """Median absolute deviation to standard deviation for a Gaussian."""

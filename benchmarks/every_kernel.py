@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ascedfast import AscedConfig, _native_cuda, ops
-from ascedfast.calibration.scores import temporal_scores
 from benchmarks.loops import Loop, randn, step_guided
 
 GRIDS = ((2, 3, 19, 23), (1, 17, 5, 1), (2, 4, 3, 9, 7))
@@ -135,7 +134,7 @@ def _medians_cuda(device: torch.device) -> None:
 def _temporal_scores(device: torch.device) -> None:
     for shape in ((2, 2, 9, 7), (5, 3, 40, 31), (12, 1, 3, 300, 301), (23, 2, 16, 16)):
         d = randn(shape, 11, device).abs()
-        temporal_scores(d, [1.0 + k for k in range(len(d))], **BY_TRITON)
+        ops.temporal_scores(d, [1.0 + k for k in range(len(d))], **BY_TRITON)
 
 
 CASES: dict[str, Callable[[torch.device], None]] = {

@@ -10,7 +10,6 @@ from functools import partial
 import torch
 
 from ascedfast import ops
-from ascedfast.calibration.scores import temporal_scores
 from benchmarks.device import floor_us, graph_us, nbytes
 from benchmarks.fused_step import step_call
 from benchmarks.loops import frames, randn
@@ -52,7 +51,7 @@ def op_call(op: str, shape: tuple[int, ...], bench: Bench) -> OpCall:
         return partial(ops.robust_threshold, maps, **STATISTICS, z_floor=0.5 / 127.5), nbytes(maps) + 5 * mask.numel()
     if op == "temporal_scores":
         maps = changes(bench, height)[:, :, 0]
-        return partial(temporal_scores, maps, [1.0] * WINDOW), nbytes(maps) + 8 * mask.numel()
+        return partial(ops.temporal_scores, maps, [1.0] * WINDOW), nbytes(maps) + 8 * mask.numel()
     if op == "label_regions":
         rules = {"connectivity": 4, "min_area": 25, "max_area": 2500, "core_width": 3}
         return partial(ops.label_regions, mask, **rules), 6 * mask.numel()

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from ascedfast.calibration.scores import temporal_scores
+from ascedfast import ops
 
 CUDA = torch.cuda.is_available()
 CASES = {"64x64": (11, 1, 64, 64), "256x256": (11, 1, 256, 256)}
@@ -16,7 +16,7 @@ def test_temporal_scores(benchmark, shape, backend):
     d = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to("cuda" if CUDA else "cpu")
 
     def score():
-        out = temporal_scores(d, [1.0] * len(d), backend=backend)
+        out = ops.temporal_scores(d, [1.0] * len(d), backend=backend)
         if CUDA:
             torch.cuda.synchronize()
         return out

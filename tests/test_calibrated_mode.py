@@ -11,10 +11,9 @@ import torch
 from layouts import DEVICES
 
 import ascedfast
-from ascedfast import AscedConfig, process
+from ascedfast import AscedConfig, ops, process
 from ascedfast.calibration.fit import fit
 from ascedfast.calibration.regions import seeded
-from ascedfast.calibration.scores import temporal_scores
 from ascedfast.calibration.table import NullTable
 from ascedfast.calibration.windows import smoothed
 
@@ -40,7 +39,7 @@ def changes(x0):
 def table():
     d = smoothed(changes(torch.cat([predictions(seed, 50) for seed in range(1000, 1010)], 1)[:T_C]))
     profile = d.double().mean((1, 2, 3)).tolist()
-    scores = temporal_scores(d, profile)
+    scores = ops.temporal_scores(d, profile)
     still, jump = (one.flatten(1).amax(1).double().numpy() for one in scores)
     return NullTable((fit(LOGSNR, (SIDE, SIDE), profile, still, jump),), "", "of a test")
 

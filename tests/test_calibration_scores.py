@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ascedfast.calibration.scores import relative_changes, temporal_scores
+from ascedfast import ops
+from ascedfast.reference_scores import relative_changes
 
 PROFILE = [5.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.2]
 
@@ -39,7 +40,7 @@ def by_hand(d, profile):
 @pytest.mark.parametrize("steps", [2, 3, 4, 7])
 def test_against_loops_over_locations(steps):
     d = changes(steps=steps)
-    found = temporal_scores(d, PROFILE[:steps])
+    found = ops.temporal_scores(d, PROFILE[:steps])
     for row in range(d.shape[1]):
         still, jump = by_hand(d[:, row].double().numpy(), PROFILE[:steps])
         np.testing.assert_allclose(found.still[row], still, rtol=1e-5, atol=1e-5)
@@ -49,14 +50,14 @@ def test_against_loops_over_locations(steps):
 
 def test_volumes_are_scored_as_planes_are():
     d = changes(shape=(4, 15))
-    flat, volume = temporal_scores(d, PROFILE), temporal_scores(d.view(7, 3, 2, 6, 5), PROFILE)
+    flat, volume = ops.temporal_scores(d, PROFILE), ops.temporal_scores(d.view(7, 3, 2, 6, 5), PROFILE)
     assert torch.equal(flat.still.flatten(), volume.still.flatten())
     assert torch.equal(flat.jump.flatten(), volume.jump.flatten())
 
 
 def test_units_of_the_changes_and_of_the_profile_cancel():
     d = changes()
-    ours, other = temporal_scores(d, PROFILE), temporal_scores(64 * d, [value / 8 for value in PROFILE])
+    ours, other = ops.temporal_scores(d, PROFILE), ops.temporal_scores(64 * d, [value / 8 for value in PROFILE])
     assert torch.equal(ours.still, other.still)
     assert torch.equal(ours.jump, other.jump)
 
@@ -64,7 +65,7 @@ def test_units_of_the_changes_and_of_the_profile_cancel():
 def test_a_region_that_stands_still_scores_highest():
     d = changes()
     d[4:, 1, 2:4, 3:5] = 0
-    found = temporal_scores(d, PROFILE)
+    found = ops.temporal_scores(d, PROFILE)
     region = torch.zeros(6, 7, dtype=torch.bool)
     region[2:4, 3:5] = True
     assert found.still[1][region].min() > found.still[1][~region].max()
@@ -73,7 +74,7 @@ def test_a_region_that_stands_still_scores_highest():
 def test_a_leap_there_and_back_scores_highest():
     d = changes()
     d[3:5, 2, 1:3, 1:3] += 40
-    found = temporal_scores(d, PROFILE)
+    found = ops.temporal_scores(d, PROFILE)
     region = torch.zeros(6, 7, dtype=torch.bool)
     region[1:3, 1:3] = True
     assert found.jump[2][region].min() > 3 * found.jump[2][~region].max()
@@ -90,21 +91,21 @@ def test_a_leap_over_half_of_the_sample_does_not_move_its_scale():
 
 def test_rows_do_not_see_each_other_and_nan_stays_in_its_row():
     d = changes()
-    whole = temporal_scores(d, PROFILE)
+    whole = ops.temporal_scores(d, PROFILE)
     for row in range(3):
-        alone = temporal_scores(d[:, row : row + 1], PROFILE)
+        alone = ops.temporal_scores(d[:, row : row + 1], PROFILE)
         assert torch.equal(alone.still[0], whole.still[row])
         assert torch.equal(alone.jump[0], whole.jump[row])
     broken = d.clone()
     broken[2, 1, 0, 0] = math.nan
-    found = temporal_scores(broken, PROFILE)
+    found = ops.temporal_scores(broken, PROFILE)
     assert found.still[1].isnan().all()
     assert found.jump[1].isnan().all()
     assert torch.equal(found.still[[0, 2]], whole.still[[0, 2]])
 
 
 def test_a_sample_that_never_changes_has_no_still_region():
-    found = temporal_scores(torch.zeros(7, 1, 4, 4), PROFILE)
+    found = ops.temporal_scores(torch.zeros(7, 1, 4, 4), PROFILE)
     assert torch.equal(found.still, torch.ones(1, 4, 4))
 
 
@@ -121,4 +122,4 @@ def test_a_sample_that_never_changes_has_no_still_region():
 )
 def test_bad_input(shape, profile, said):
     with pytest.raises(ValueError, match=said):
-        temporal_scores(torch.rand(shape), profile)
+        ops.temporal_scores(torch.rand(shape), profile)

@@ -11,8 +11,8 @@ import torch
 from scipy import stats
 
 from ascedfast.calibration.fit import fit, gumbel
-from ascedfast.calibration.scores import Scores
 from ascedfast.calibration.table import SURVIVAL, Gumbel, NullTable
+from ascedfast.reference_scores import Scores
 
 GRID = (16, 16)
 LOGSNR = {

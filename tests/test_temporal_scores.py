@@ -7,7 +7,7 @@ import pytest
 import torch
 from layouts import DEVICES
 
-from ascedfast.calibration.scores import temporal_scores
+from ascedfast import ops
 from ascedfast.calibration.windows import smoothed
 
 pytestmark = [pytest.mark.gpu] if DEVICES == ["cuda"] else []
@@ -37,7 +37,7 @@ def profile(count):
 
 def both(d):
     shares = profile(len(d))
-    return temporal_scores(d, shares, backend="triton"), temporal_scores(d.cpu(), shares, backend="reference")
+    return ops.temporal_scores(d, shares, backend="triton"), ops.temporal_scores(d.cpu(), shares, backend="reference")
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +67,9 @@ def test_smoothing_has_the_bits_of_the_reference(shape):
 
 def test_a_row_alone_has_the_bits_that_it_has_in_a_batch():
     d, shares = changes(SHAPES["several blocks"]), profile(7)
-    whole = temporal_scores(d, shares, backend="triton")
+    whole = ops.temporal_scores(d, shares, backend="triton")
     for row in range(d.shape[1]):
-        alone = temporal_scores(d[:, row : row + 1], shares, backend="triton")
+        alone = ops.temporal_scores(d[:, row : row + 1], shares, backend="triton")
         assert torch.equal(alone.still[0], whole.still[row])
         assert torch.equal(alone.jump[0], whole.jump[row])
 
@@ -98,11 +98,11 @@ def test_layouts_and_nothing_at_all():
     turned = d.transpose(2, 3).contiguous().transpose(2, 3)
     part = torch.cat([d, d], 1)[:, 1:3]
     for view, expected in ((turned, both(d)[0]), (part, both(d.flip(1))[0])):
-        found = temporal_scores(view, profile(6), backend="triton")
+        found = ops.temporal_scores(view, profile(6), backend="triton")
         assert torch.equal(found.still, expected.still)
         assert torch.equal(found.jump, expected.jump)
     for shape in ((4, 0, 5, 5), (4, 2, 0, 5)):
         if shape[1]:
             continue
-        found = temporal_scores(torch.zeros(shape, device=DEVICE), profile(4), backend="triton")
+        found = ops.temporal_scores(torch.zeros(shape, device=DEVICE), profile(4), backend="triton")
         assert found.still.shape == shape[1:]

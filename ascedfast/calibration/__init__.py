@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Detection at a chosen rate of false alarms: scores of a run's dynamics, and the table of what sound runs score."""
+"""Detection at a chosen rate of false alarms: ``ops.temporal_scores`` of a run against those of sound runs."""
 
 STEPS = (12, 25, 50)
 """Numbers of steps that are calibrated by default."""

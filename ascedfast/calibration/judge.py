@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ascedfast import ops
 from ascedfast.calibration.regions import regions
-from ascedfast.calibration.scores import temporal_scores
 from ascedfast.calibration.table import Null, NullTable
 from ascedfast.calibration.windows import window_of
 from ascedfast.report import RowReport
@@ -42,5 +42,5 @@ def judge(row: RowReport, table: NullTable) -> Judged:
     """
     maps = window_of(row)
     null = table.at(row.logsnr[: len(maps) + 1], maps.shape[1:])
-    severity = null.severity(temporal_scores(maps[:, None], null.profile))[0]
+    severity = null.severity(ops.temporal_scores(maps[:, None], null.profile))[0]
     return Judged(severity, null.p_value(float(severity.max())), null)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ascedfast import ops
 from ascedfast.adapters.diffusers import enable_asced
 from ascedfast.calibration.fit import fit
-from ascedfast.calibration.scores import temporal_scores
 from ascedfast.calibration.table import Null
 from ascedfast.calibration.windows import window_of
 from ascedfast.config import AscedConfig
@@ -85,7 +85,7 @@ class StepRuns:
                 raise ValueError("a step changes nothing in any run: does this pipeline's network do anything?")
             self.profile = profile
         for one in self._held:
-            scores = temporal_scores(one, self.profile)
+            scores = ops.temporal_scores(one, self.profile)
             self.still += scores.still.flatten(1).amax(1).tolist()
             self.jump += scores.jump.flatten(1).amax(1).tolist()
         self._held = []

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ascedfast.calibration.scores import Scores
+from ascedfast.reference_scores import Scores
 
 VERSION = 1
 EARLIEST = -12.0

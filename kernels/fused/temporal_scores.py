@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""temporal_scores: how still a place stands and how far it leapt, as ``calibration.scores`` has it.
+"""temporal_scores: how still a place stands and how far it leapt (``reference.temporal_scores``).
 
 Two launches over the smoothed changes of a window. The first adds up each plane in float64, a stretch a program; the
 second finds the row's scale from these sums (the median of K numbers, by rank, in every program) and goes over the
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ascedfast.calibration import scores
+from ascedfast import reference_scores
 from ascedfast.upload import upload
 
 BLOCK = 1024
@@ -27,7 +27,7 @@ STRETCHES = 64
 
 @triton.jit
 def _sums(
-    d,  # [K, R, n] fp32
+    d,  # [K, R, n] fp32, bf16 or fp16
     sums,  # [K*R, STRETCHES] fp64, written
     locations,
     stretch,  # locations of one, whole blocks
@@ -80,7 +80,7 @@ def _relative(d, k, plane_size, unit, i, ok):
 
 @triton.jit(do_not_specialize=["rows", "locations"])
 def _scores(
-    d,  # [K, R, n] fp32
+    d,  # [K, R, n] fp32, bf16 or fp16
     sums,  # [K*R, STRETCHES] fp64
     profile,  # [2, K] fp64: the profile, and 1/k
     still,  # [R, n] fp32, written
@@ -126,7 +126,7 @@ def _scores(
 
 
 def temporal_scores(d: Tensor, profile: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Launch on checked arguments, see ``calibration.scores.temporal_scores``. d: float32 [K, R, *grid], K >= 2."""
+    """Launch on checked arguments, see ``ops.temporal_scores``. d: [K, R, *grid], fp32, bf16 or fp16."""
     count, rows, *grid = d.shape
     locations = math.prod(grid)
     still, jump = torch.empty((2, rows, *grid), dtype=torch.float32, device=d.device)
@@ -148,11 +148,11 @@ def temporal_scores(d: Tensor, profile: Sequence[float]) -> tuple[Tensor, Tensor
         rows,
         locations,
         count,
-        min(scores.STILL_FROM, count - 1),
+        min(reference_scores.STILL_FROM, count - 1),
         1 / max(1, count - 2),
-        scores.STILL_FLOOR,
-        scores.JUMP_FLOOR,
-        scores.SCALE_FLOOR,
+        reference_scores.STILL_FLOOR,
+        reference_scores.JUMP_FLOOR,
+        reference_scores.SCALE_FLOOR,
         stretches,
         max(16, triton.next_power_of_2(count)),
         BLOCK,

@@ -1,15 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Two scores of the temporal dynamics that tell artifacts from content under construction.
-
-The changes d_k of x0_hat follow one profile over the noise levels, whatever is drawn. r_k is what a location changes at
-step k by that measure, near 1 where it does as the rest of its sample. Two things are rare in a sound run:
-
-    still = max_k  (mean_{j<k} r_j + C) / (r_k + C)                   what was in motion stands still: a trapped region
-    jump  = max_k  min(r_k, r_{k+1}) / (mean_{j!=k,k+1} r_j + J)      there and back: a prediction that leapt
-
-Neither asks how much a place moves, so edges and subjects, which always move more than the ground, score no higher.
-Both depend on a sample by ratios alone: units and contrast cancel.
-"""
+"""The truth of ``temporal_scores``, as ``reference`` is of the other ops and by its rules; found there by its name."""
 
 import itertools
 import math
@@ -18,9 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from ascedfast import _backend
-from ascedfast.device_guard import on_device_of
 
 STILL_FLOOR = 0.05
 """C: changes below 5 % of a sample's own are not told apart."""
@@ -35,7 +22,7 @@ SCALE_FLOOR = 0.01
 
 
 class Scores(NamedTuple):
-    """still, jump: float32 [R, *grid], 0 or more; see the module. A window of two changes has no jump: 0."""
+    """still, jump: float32 [R, *grid], 0 or more; see ``temporal_scores``."""
 
     still: Tensor
     jump: Tensor
@@ -50,9 +37,7 @@ def relative_changes(d: Tensor, profile: Sequence[float]) -> Tensor:
         d: float [K, R, *grid], smoothed non-negative changes of consecutive steps. profile: K positive numbers,
             what a sound sample changes on average at each; only their ratios count.
     Returns: float32 [K, R, *grid]; 0 where a sample never changes, NaN where its d is.
-    Raises: ValueError.
     """
-    _check(d, profile)
     by_step = torch.tensor(profile, dtype=torch.float64, device=d.device).view(-1, 1)
     # A row at a time: torch adds up in another order where there are other rows.
     sums = [row.double().flatten(1).contiguous().sum(1) for row in d.unbind(1)]
@@ -66,27 +51,22 @@ def relative_changes(d: Tensor, profile: Sequence[float]) -> Tensor:
     return torch.where(units == 0, 0.0, r).float()
 
 
-def _check(d: Tensor, profile: Sequence[float]) -> None:
-    if d.dim() < 3 or len(profile) != len(d):
-        raise ValueError(f"d must be [K, R, *grid], the profile K numbers, got {tuple(d.shape)} and {len(profile)}")
-    if not all(0 < value < math.inf for value in profile):
-        raise ValueError(f"a profile is positive and finite at every step, got {list(profile)}")
+def temporal_scores(d: Tensor, profile: Sequence[float]) -> Scores:
+    """Two scores of the temporal dynamics that tell artifacts from content under construction.
 
+    The changes d_k of x0_hat follow one profile over the noise levels, whatever is drawn. r_k is what a location
+    changes at step k by that measure (``relative_changes``), near 1 where it does as the rest of its sample. Two
+    things are rare in a sound run:
 
-def temporal_scores(d: Tensor, profile: Sequence[float], *, backend: str = "auto") -> Scores:
-    """The scores of every location from the changes of a window.
+        still = max_k  (mean_{j<k} r_j + C) / (r_k + C)                what was in motion stands still: a trapped region
+        jump  = max_k  min(r_k, r_{k+1}) / (mean_{j!=k,k+1} r_j + J)   there and back: a prediction that leapt
 
-    Args: d, profile: as for ``relative_changes``; K >= 2. Not modified. By Triton d is float32.
-    Raises: ValueError, BackendError.
+    Neither asks how much a place moves, so edges and subjects, which always move more than the ground, score no higher.
+    Both depend on a sample by ratios alone: units and contrast cancel.
+
+    Args: d, profile: as for ``relative_changes``, K >= 2.
+    Returns: still and jump; a window of two changes has no jump: 0.
     """
-    _check(d, profile)
-    if len(d) < LEAST_CHANGES:
-        raise ValueError(f"{len(d)} changes tell nothing: at least {LEAST_CHANGES} are needed")
-    if _backend.pick("temporal_scores", d.device, backend) == "triton" and d.dtype == torch.float32:
-        from ascedfast.kernels import temporal_scores as kernel
-
-        with on_device_of(d):
-            return Scores(*kernel.temporal_scores(d, profile))
     r = relative_changes(d, profile)
     first = min(STILL_FROM, len(r) - 1)
     total = sum(r[1:first], r[0])
