@@ -66,6 +66,20 @@ def _(maps, mad_scale, mad_scales, mad_floor, blur_sigma, z_floor, count, backen
     return maps.new_empty(shape, dtype=torch.int32 if count else torch.bool), maps.new_empty(shape)
 
 
+@torch.library.custom_op("ascedfast::temporal_scores", mutates_args=())
+def temporal_scores(d: Tensor, profile: list[float], backend: str) -> tuple[Tensor, Tensor]:
+    """``ops.temporal_scores``."""
+    still, jump = ops.temporal_scores(d, profile, backend=backend)
+    # The fake promises dense results; the reference keeps the order in which d lies.
+    return still.contiguous(), jump.contiguous()
+
+
+@temporal_scores.register_fake
+def _(d, profile, backend):
+    still, jump = (d.new_empty(d.shape[1:], dtype=torch.float32) for _ in range(2))
+    return still, jump
+
+
 @torch.library.custom_op("ascedfast::label_regions", mutates_args=())
 def label_regions(
     mask: Tensor, connectivity: int, min_area: float, max_area: float, core_width: int, backend: str

@@ -198,6 +198,8 @@ def temporal_scores(d: Tensor, profile: Sequence[float], *, backend: str = "auto
     Error by Triton, next to the reference: 2^-22 of a score, where a float64 sum rounds otherwise. Source: this project
     (``docs/calibration.md``). Raises: ValueError, TypeError, BackendError.
     """
+    if torch.compiler.is_compiling():
+        return Scores(*torch.ops.ascedfast.temporal_scores(d, [float(value) for value in profile], backend))
     if not d.is_floating_point():
         raise TypeError(f"d must be of a float dtype, got {d.dtype}")
     _check(

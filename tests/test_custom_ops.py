@@ -11,6 +11,7 @@ from ascedfast import custom_ops, ops
 pytestmark = [pytest.mark.gpu] if DEVICES == ["cuda"] else []
 DEVICE = DEVICES[0]
 AUTO = "auto" if DEVICE == "cuda" else "reference"
+PROFILE = (3.0, 2.5, 2, 1.5, 1.0)
 
 
 def compiled(function):
@@ -49,6 +50,21 @@ def test_step_dynamics_is_one_graph(first):
         assert (ours is None and eager is None) or same_bits(ours, eager)
 
 
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("triton", torch.float32), (AUTO, torch.float32), (AUTO, torch.float64)], ids=str
+)
+def test_temporal_scores_is_one_graph(backend, dtype):
+    d = randn(5, 2, 7, 9).abs().to(dtype)
+
+    def score(d):
+        return ops.temporal_scores(d, PROFILE, backend=backend)
+
+    for view in (d, d.transpose(2, 3)):
+        ours, eager = compiled(score)(view), score(view)
+        assert same_bits(ours.still, eager.still)
+        assert same_bits(ours.jump, eager.jump)
+
+
 def test_ops_in_place_are_seen_by_the_compiler():
     mask = randn(2, 8, 8) > 0
     keys = {name: torch.tensor([3, 4], device=DEVICE) for name in ("seeds", "steps", "draws")}
@@ -75,6 +91,9 @@ def test_opcheck():
     for count in (False, True):
         arguments = (maps, 1.0, None, 0.01, 1.0, 0.01, count, AUTO)
         torch.library.opcheck(custom_ops.robust_threshold, arguments, test_utils=checks)
+    for d in (maps[:, :, 0], maps[:2, :, 0].transpose(2, 3), maps.double()):
+        arguments = (d, PROFILE[: len(d)], AUTO)
+        torch.library.opcheck(custom_ops.temporal_scores, arguments, test_utils=checks)
     mask = randn(2, 8, 8) > 0
     torch.library.opcheck(custom_ops.label_regions, (mask, 4, 0.0, 99.0, 1, AUTO), test_utils=checks)
     torch.library.opcheck(custom_ops.dilate_mask, (mask, 2, AUTO), test_utils=checks)

@@ -129,7 +129,8 @@ def temporal_scores(d: Tensor, profile: Sequence[float]) -> tuple[Tensor, Tensor
     """Launch on checked arguments, see ``ops.temporal_scores``. d: [K, R, *grid], fp32, bf16 or fp16."""
     count, rows, *grid = d.shape
     locations = math.prod(grid)
-    still, jump = torch.empty((2, rows, *grid), dtype=torch.float32, device=d.device)
+    # Not halves of one tensor: a custom op's results share no memory.
+    still, jump = (torch.empty((rows, *grid), dtype=torch.float32, device=d.device) for _ in range(2))
     if still.numel() == 0:
         return still, jump
     d = d.contiguous()
