@@ -10,11 +10,20 @@ from types import ModuleType
 import torch
 
 BACKENDS = ("auto", "triton", "native", "reference")
-OPS = ("step_dynamics", "robust_threshold", "label_regions", "dilate_mask", "renoise_", "history_fill_")
-"""Of a run; ``temporal_scores`` judges it."""
+OPS = (
+    "step_dynamics",
+    "robust_threshold",
+    "temporal_scores",
+    "label_regions",
+    "dilate_mask",
+    "renoise_",
+    "history_fill_",
+)
 
 _NATIVE_OPS = ("label_regions",)
-_TRITON_OPS = (*OPS, "temporal_scores")
+_TRITON_OPS = OPS
+_OF_CALIBRATION = ("temporal_scores",)
+"""Runs that are not calibrated do without."""
 _BY_ITSELF = ("triton", "native", "reference")
 """What "auto" tries, in order; labelling is what Triton does worst."""
 _BY_ITSELF_FOR = {"label_regions": ("native", "triton", "reference")}
@@ -89,11 +98,12 @@ def _pick(op: str, device_type: str, backend: str) -> str:
 
 
 def check_all(backend: str) -> None:
-    """Raise BackendError unless ``backend`` can serve every op of a run, so that no run fails half-way."""
+    """Raise BackendError unless ``backend`` can serve every op that each run needs, so that none fails half-way."""
     if backend == "auto":
         return
     device = torch.device("cuda" if backend == "triton" else "cpu")
-    causes = [cause for op in OPS for cause in why_not(backend, op, device)]
+    needed = [op for op in OPS if op not in _OF_CALIBRATION]
+    causes = [cause for op in needed for cause in why_not(backend, op, device)]
     if causes:
         raise BackendError(f"backend {backend!r} cannot serve a whole run: {'; '.join(dict.fromkeys(causes))}")
 

@@ -59,6 +59,13 @@ def test_a_backend_that_cannot_serve_a_run_is_refused_at_once(backend, monkeypat
     assert engine.rows == ()
 
 
+def test_a_run_does_not_need_the_op_that_judges_it(monkeypatch):
+    others = [op for op in _backend.OPS if op != "temporal_scores"]
+    assert len(others) == len(_backend.OPS) - 1
+    monkeypatch.setattr(_backend, "_TRITON_OPS", others)
+    ascedfast.Engine().add(schedule(), AscedConfig.fast(backend="triton"), seed=1)
+
+
 def test_infinity_is_seen_through_the_clip():
     run = ascedfast.begin(schedule(clip=1.0), AscedConfig.fast(**CONFIG), seeds=[1, 2])
     g = torch.Generator().manual_seed(0)
