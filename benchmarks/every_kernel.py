@@ -134,7 +134,8 @@ def _medians_cuda(device: torch.device) -> None:
 def _temporal_scores(device: torch.device) -> None:
     for shape in ((2, 2, 9, 7), (5, 3, 40, 31), (12, 1, 3, 300, 301), (23, 2, 16, 16)):
         d = randn(shape, 11, device).abs()
-        ops.temporal_scores(d, [1.0 + k for k in range(len(d))], **BY_TRITON)
+        for changes in (d, d.bfloat16()):
+            ops.temporal_scores(changes, [1.0 + k for k in range(len(d))], **BY_TRITON)
 
 
 CASES: dict[str, Callable[[torch.device], None]] = {

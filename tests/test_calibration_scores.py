@@ -115,6 +115,10 @@ def test_a_sample_that_never_changes_has_no_still_region():
         ((1, 2, 4, 4), [1.0], "at least 2"),
         ((3, 2, 4, 4), [1.0, 2.0], "the profile K numbers"),
         ((3, 2), [1.0, 2.0, 3.0], r"\[K, R, \*grid\]"),
+        ((3, 2, 16), [1.0, 2.0, 3.0], "2 or 3 axes"),
+        ((3, 2, 2, 2, 4, 4), [1.0, 2.0, 3.0], "2 or 3 axes"),
+        ((), [], "2 or 3 axes"),
+        ((0, 2, 4, 4), [], "at least 2"),
         ((3, 2, 4, 4), [1.0, 0.0, 3.0], "positive"),
         ((3, 2, 4, 4), [1.0, math.nan, 3.0], "positive"),
         ((3, 2, 4, 4), [1.0, math.inf, 3.0], "finite"),
@@ -123,3 +127,22 @@ def test_a_sample_that_never_changes_has_no_still_region():
 def test_bad_input(shape, profile, said):
     with pytest.raises(ValueError, match=said):
         ops.temporal_scores(torch.rand(shape), profile)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str)
+def test_changes_are_floats(dtype):
+    with pytest.raises(TypeError, match="float dtype"):
+        ops.temporal_scores(torch.ones(3, 2, 4, 4).to(dtype), [1.0, 2.0, 3.0])
+
+
+def test_inf_takes_the_scale_of_its_row():
+    d = changes()
+    whole = ops.temporal_scores(d, PROFILE)
+    d[2, 1, 3, 4] = math.inf
+    found = ops.temporal_scores(d, PROFILE)
+    here = torch.zeros(6, 7, dtype=torch.bool)
+    here[3, 4] = True
+    for one, elsewhere, before in zip(found, (1.0, 0.0), whole, strict=True):
+        assert torch.equal(one[1].isnan(), here)
+        assert (one[1][~here] == elsewhere).all()
+        assert torch.equal(one[[0, 2]], before[[0, 2]])

@@ -28,6 +28,7 @@ CALLS = {
     "normal": lambda: noise.normal(SEEDS, C, (H, W), step=3, purpose=Purpose.RENOISE, draw=SEEDS),
     "step_dynamics": lambda: ops.step_dynamics(X, X, ROW, ROW, X0, clip=1.0)[1],
     "robust_threshold": lambda: ops.robust_threshold(on_meta(3, R, C, H, W), **STATISTICS)[1],
+    "temporal_scores": lambda: ops.temporal_scores(on_meta(3, R, H, W), [2.0, 1.5, 1.0])[1],
     "dilate_mask": lambda: ops.dilate_mask(MASK, 2),
     "renoise_": lambda: ops.renoise_(X, MASK, X0, ROW, ROW, **COLUMNS, x0_noise=ROW),
     "full_blocks": lambda: reference._full_blocks(MASK, 3),

@@ -8,6 +8,7 @@ import torch
 from layouts import DEVICES
 
 from ascedfast import ops
+from ascedfast._backend import BackendError
 from ascedfast.calibration.windows import smoothed
 
 pytestmark = [pytest.mark.gpu] if DEVICES == ["cuda"] else []
@@ -22,6 +23,7 @@ SHAPES = {
     "volume": (6, 2, 3, 20, 31),
     "many changes": (49, 2, 8, 8),
 }
+CASES = [(name, torch.float32) for name in SHAPES] + [("odd", torch.bfloat16), ("odd", torch.float16)]
 
 
 def changes(shape, seed=0):
@@ -47,12 +49,12 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(-7.0))
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_against_the_reference(shape):
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
+def test_against_the_reference(name, dtype):
     """Relative error: a unit that differs in the last bit of a float64 moves r by one bit of a float32 at most, and a
     score is two roundings of a quotient of such sums: 2^-22. Such scores are rare."""
-    for found, expected in zip(*both(changes(shape)), strict=True):
-        assert found.dtype == torch.float32
+    for found, expected in zip(*both(changes(SHAPES[name]).to(dtype)), strict=True):
+        assert found.dtype == expected.dtype == torch.float32
         assert found.shape == expected.shape
         torch.testing.assert_close(found.cpu(), expected, rtol=2**-22, atol=0)
         assert int((found.cpu() != expected).sum()) <= max(1, expected.numel() // 200)
@@ -102,7 +104,15 @@ def test_layouts_and_nothing_at_all():
         assert torch.equal(found.still, expected.still)
         assert torch.equal(found.jump, expected.jump)
     for shape in ((4, 0, 5, 5), (4, 2, 0, 5)):
-        if shape[1]:
-            continue
-        found = ops.temporal_scores(torch.zeros(shape, device=DEVICE), profile(4), backend="triton")
-        assert found.still.shape == shape[1:]
+        for one in (score for found in both(torch.zeros(shape, device=DEVICE)) for score in found):
+            assert one.shape == shape[1:]
+            assert one.dtype == torch.float32
+
+
+def test_float64_is_left_to_the_reference():
+    d, shares = changes(SHAPES["odd"]).double(), profile(11)
+    with pytest.raises(BackendError, match="float64"):
+        ops.temporal_scores(d, shares, backend="triton")
+    found, expected = (ops.temporal_scores(d, shares, backend=backend) for backend in ("auto", "reference"))
+    assert torch.equal(found.still, expected.still)
+    assert torch.equal(found.jump, expected.jump)
