@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The truth of each op in plain torch, on any device. Kernels are tested against this file, this file against
-independent oracles (numpy, scipy). Written to be read: no in-place tricks, one rounding an operation.
+independent oracles (numpy, scipy). Written to be read: no in-place tricks, one rounding an operation. What
+``temporal_scores`` consists of lies in ``reference_scores``.
 
 Shapes: R rows (requests), C channels, ``*grid`` the location axes ((H, W), or (D, H, W)), K maps of a window.
 """
