@@ -225,7 +225,10 @@ def pieces_of(mask, connectivity):
 
 
 def test_too_few_rounds_set_the_flag(path):
-    """The flag is set, nothing is kept, and what is labelled is connected; other rows do not notice."""
+    """The flag is set, nothing is kept, and no label joins what is apart; other rows do not notice.
+
+    A label need not be one piece: a union given up may part a run from paths that were shortened through it, or not,
+    as the programs of a GPU happen to meet."""
     tangle = random_mask(2, 41, 67, density=0.55)
     rows = torch.stack([tangle[0], torch.ones(41, 67, dtype=torch.bool), tangle[1]]).to(DEVICE)
     rules = {"connectivity": 4, "min_area": 0, "max_area": math.inf, "core_width": 1}
@@ -239,7 +242,6 @@ def test_too_few_rounds_set_the_flag(path):
         assert torch.equal(labels[row] > 0, rows[row].cpu())
         assert labels[row].max() > expected[0][row].max()
         for label in range(1, int(labels[row].max()) + 1):
-            assert ndimage.label(labels[row] == label)[1] == 1
             assert expected[0][row][labels[row] == label].unique().numel() == 1
 
 
