@@ -16,8 +16,9 @@ Missed by 21 to 53 us a run""",
     "P4/Wan": """2.1 ms of host time in a run of 6 steps that waits for the device at each step, so that none of it
 hides behind the network (UniPC: the stock step, three watched ones, T_c, the repair). As much in a run of 25 steps, of
 4.7 s, is 1.0004 by arithmetic; not measured""",
-    "P4/*": """the scatter of the clocks of a GPU at its limit of power: 60 % of the pairs of one run span .993 to 1.008,
-so that the limit of 120 pairs lies .2 % above their median of 1.001; medians of other runs were .9995 and 1.0003""",
+    "P4/*": """the scatter of the clocks of a GPU at its limit of power: 60 % of the pairs of one run span .993 to
+1.008, so that the limit of 120 pairs lies .2 % above their median of 1.001; medians of other runs were .9995 and
+1.0003""",
     "P2/history_fill_/*": """one launch each, of 1.6 us, and no more can be told apart: the same op in the same run took
 1.55 us where it was timed beside its ceiling""",
     "P7/*": """one pass through memory: a plain copy of as many bytes takes 90 % of the step's time or more (the
