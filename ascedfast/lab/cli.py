@@ -23,9 +23,20 @@ Families = Annotated[
 ]
 Size = Annotated[str, typer.Option(help="small (a CPU, minutes) or full (a GPU, about an hour).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
-Out = Annotated[Path, typer.Option(help="Folder of the results; runs go on where they stopped.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the results; runs go on where they stopped.",
+        show_default="of small suites asced-lab, else benchmarks/results/lab",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-RESULTS = Path("benchmarks/results/lab")
+RESULTS = {"small": Path("asced-lab"), "full": Path("benchmarks/results/lab")}
+"""Small suites stay out of the record of the full ones."""
+
+
+def _folder(out: Path | None, size: str) -> Path:
+    return out or RESULTS.get(size, RESULTS["small"])
 
 
 def fail(message: str) -> NoReturn:
@@ -49,13 +60,14 @@ def run(
     family: Families = None,
     size: Size = "small",
     device: Device = "cpu",
-    out: Out = RESULTS,
+    out: Out = None,
     batch: Annotated[int, typer.Option(min=2, help="Rows at once; results of two sizes are not the same.")] = 500,
     features: Annotated[bool, typer.Option(help="Keep the features of the corrections compared.")] = True,
     as_json: Json = False,
 ) -> None:
     """Compute the cells that have no result yet."""
     check_extra()
+    out = _folder(out, size)
     from ascedfast.console import check_device, check_writable, quiet_diffusers
     from ascedfast.lab.cells import StaleResultError
     from ascedfast.lab.sources import source_hash
@@ -150,7 +162,7 @@ def _parity(out: Path, wanted: bool) -> dict[str, Any] | None:
 def claims(
     family: Families = None,
     size: Size = "small",
-    out: Out = RESULTS,
+    out: Out = None,
     parity: Annotated[bool, typer.Option(help="Run the parity tests of a checkout first, for C17.")] = False,
     benchmarks: Annotated[Path, typer.Option(help="Saved benchmarks, for C10.")] = Path("benchmarks/results"),
     table: Annotated[Path | None, typer.Option(help="Markdown page whose table is written anew.")] = None,
@@ -158,6 +170,7 @@ def claims(
 ) -> None:
     """Decide the 17 claims and write claims.json and figures.json beside the results."""
     check_extra()
+    out = _folder(out, size)
     from ascedfast.lab.claims import MissingResults, decide
     from ascedfast.lab.report import write_table
 
@@ -184,12 +197,13 @@ def claims(
 def report(
     family: Families = None,
     size: Size = "small",
-    out: Out = RESULTS,
+    out: Out = None,
     benchmarks: Annotated[Path, typer.Option(help="Saved benchmarks, for C10.")] = Path("benchmarks/results"),
     as_json: Json = False,
 ) -> None:
     """Write report.html and figures.json from what is there, the verdicts too where nothing is missing."""
     check_extra()
+    out = _folder(out, size)
     from ascedfast.lab.claims import MissingResults, decide
     from ascedfast.lab.report import write_page
 
