@@ -184,6 +184,18 @@ def test_conditions_that_stand_beside_the_interval():
     assert claims.c5(t_c(True), "F1").estimate == Estimate(0.5, 0.2, 0.5, 100)
 
 
+def test_a_knee_that_could_be_anywhere_is_open():
+    """Every point is equal to the best: the latest is late, but the interval holds the claimed range."""
+    made = []
+    for share in (0.2, 0.5, 0.8):
+        result = {"flags": {"official": "10" * 50}, "series": {"share": share, "logsnr": 0.0}}
+        made.append((cell("t_c", f"{share:g}"), {"values": {"official": {}}, **result}))
+    found = claims.c5(figures(*made), "F1")
+    assert found.estimate == Estimate(0.8, 0.2, 0.8, 100)
+    assert not found.holds
+    assert not found.opposite
+
+
 def test_seed_sets_recover_a_difference_of_known_size():
     found = sets("corrections", "official", "fd_local", -3, REPLACED, defects=-0.1)
     less = found.find("corrections", "F1", "fd_local less original's", "official")

@@ -148,7 +148,8 @@ def c5(figures: Figures, family: str) -> Case | None:
     equal = [share for share, flags in points if paired_bootstrap(np.mean, flags - best).low <= 0]
     knee = equal[-1]
     margin = min(knee - KNEE[0], KNEE[1] - knee)
-    return Case(family, margin >= 0, margin < 0, Estimate(knee, equal[0], knee, len(best)), margin)
+    outside = knee < KNEE[0] or equal[0] > KNEE[1]
+    return Case(family, margin >= 0, outside, Estimate(knee, equal[0], knee, len(best)), margin)
 
 
 def c6(figures: Figures, family: str) -> Case | None:
