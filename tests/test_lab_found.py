@@ -120,6 +120,22 @@ def test_plants_on_a_ground_that_is_not_there_are_none():
     assert len(plant_rows(Toy(), range(4), "jump", "large", "textured").kept) == 4
 
 
+def test_the_ground_of_a_latent_is_that_of_its_image():
+    """The image is plain on its right half alone, the latent nowhere."""
+
+    @dataclass(frozen=True, eq=False)
+    class HalfGrey(Latent):
+        def decode(self, x0):
+            image = super().decode(x0)
+            image[..., 16:] = 0.25
+            return image
+
+    planted = plant_rows(HalfGrey(), range(24), "trap-after", "small", "plain")
+    assert len(planted.kept) == 24
+    assert not bool(planted.boxes[..., :8].any())
+    assert plant_rows(Latent(), range(4), "trap-after", "small", "plain") is None
+
+
 def test_a_map_finds_the_region_that_stands_out():
     scores = torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(0))
     scores[0, 4:12, 6:14] += 30

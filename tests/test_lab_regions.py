@@ -44,6 +44,16 @@ def test_largest_side_is_half_the_area(grid):
     draw_box(0, side, grid).mask(grid)
 
 
+def test_places_on_a_coarser_grid_are_of_whole_locations():
+    """Of four locations a side, each of 4x4 pixels, the right upper quarter is plain."""
+    image = 0.8 * (torch.arange(256).reshape(1, 16, 16) % 2 * 2 - 1).float()
+    image[:, :10, 6:] = 0.3
+    drawn = {draw_box_on(seed, 2, image, "plain", (4, 4)) for seed in range(20)}
+    assert drawn == {Box(0, 2, 2, 2)}
+    with pytest.raises(ValueError, match="no multiple"):
+        draw_box_on(0, 2, image, "plain", (5, 4))
+
+
 def test_boxes_are_uniform_and_belong_to_the_seed():
     counts = collections.Counter(draw_box(seed, 4, (6, 7))[:2] for seed in range(2400))
     assert len(counts) == 3 * 4

@@ -43,7 +43,7 @@ def plant_rows(
             content, a mix of the twin's and the next row's final state, in rows of even seed; in the others their own
             prediction of two steps before.
         side: "small" (8 locations, or a quarter of the grid), "middle", "large" (half of the area) or "mixed".
-        ground: "plain", "textured" or "any".
+        ground: "plain", "textured" or "any", of the twin's final image, decoded where the state is a latent.
     """
     schedule, grid = subject.schedule, tuple(subject.shape[1:])
     first = stroke_step(subject) if kind == "stroke" else 0
@@ -57,12 +57,13 @@ def plant_rows(
     twin = watch(subject, seeds, t_c=len(schedule) - first, x=x, first=first)
     sides = {"small": min(8, max(1, max(grid) // 4)), "large": largest_side(grid)}
     sides["middle"] = (sides["small"] + sides["large"]) // 2
+    twins = subject.decode(twin.x)
     kept, boxes = [], []
     for i, seed in enumerate(seeds):
         chosen = ("small", "middle", "large")[(seed // 4) % 3] if side == "mixed" else side
         box = draw_box(seed, sides[chosen], grid)
         if ground != "any":
-            box = draw_box_on(seed, sides[chosen], twin.x[i], ground)
+            box = draw_box_on(seed, sides[chosen], twins[i], ground, grid)
         if box is not None:
             kept.append(i)
             boxes.append(box)
@@ -82,7 +83,7 @@ def plant_rows(
     clean = torch.stack([twin.x0[min(plant.read_at - first, t_c - 1), kept[i]] for i, plant in enumerate(plants)])
     final = finish(subject, prefix)
     scale = scale_of(subject, twin.x)
-    images, twins = subject.decode(final), subject.decode(twin.x[rows])
+    images, twins = subject.decode(final), twins[rows]
     shown = F.interpolate(masks[:, None].float(), size=images.shape[-2:])[:, 0] > 0
     levels = rms_difference(images, twins, shown)
     return Planted(prefix, images, twins, masks, rms_difference(seen, clean, masks, **scale), levels, tuple(kept))

@@ -55,17 +55,30 @@ def draw_box(seed: int, side: int, grid: tuple[int, int]) -> Box:
     return _box(seed, side, torch.ones(places, dtype=torch.bool))
 
 
-def draw_box_on(seed: int, side: int, twin: Tensor, ground: Ground) -> Box | None:
+def draw_box_on(seed: int, side: int, twin: Tensor, ground: Ground, grid: tuple[int, int] | None = None) -> Box | None:
     """``draw_box``, uniform over the places whose ground in the twin's final image is as wanted; None without one.
 
-    Args: twin: float [C, H, W]. ground: "plain" or "textured", see ``ground_of``.
+    Args: twin: float [C, H, W]. ground: "plain" or "textured", see ``ground_of``. grid: of the box and its side, where
+    the image is a whole number of times as large; default: the image's.
+    Raises: ValueError.
     """
-    _places(side, tuple(twin.shape[-2:]))
+    grid, scale = _scale(twin, grid)
+    _places(side, grid)
     variance = local_variance(twin[None])[:, None]
-    mean = F.avg_pool2d(variance, side, stride=1)[0, 0]
+    mean = F.avg_pool2d(variance, side * scale, stride=scale)[0, 0]
     plain = mean.sqrt() < PLAIN_LEVELS
     fits = plain if ground == "plain" else ~plain
     return _box(seed, side, fits.cpu()) if bool(fits.any()) else None
+
+
+def _scale(image: Tensor, grid: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
+    """The grid, and how many pixels a side of its locations has."""
+    size = tuple(image.shape[-2:])
+    grid = size if grid is None else tuple(grid)
+    scale = size[0] // grid[0]
+    if size != (grid[0] * scale, grid[1] * scale):
+        raise ValueError(f"an image of {size} is no multiple of a grid of {grid}")
+    return grid, scale
 
 
 def _places(side: int, grid: tuple[int, int]) -> tuple[int, int]:
