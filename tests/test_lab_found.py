@@ -15,6 +15,7 @@ from ascedfast.lab.found import Rows, detected, plant_rows, two_sample_auroc
 from ascedfast.lab.planting import outcome
 from ascedfast.lab.steps import natural_figures, phase_figures, variation
 from ascedfast.lab.subject import Toy
+from ascedfast.schedule import plan_run
 
 N = 120
 
@@ -118,6 +119,23 @@ def test_what_became_of_a_plant_in_latents_is_told_in_grey_levels_of_the_images(
 def test_plants_on_a_ground_that_is_not_there_are_none():
     assert plant_rows(Toy(), range(4), "jump", "large", "plain") is None
     assert len(plant_rows(Toy(), range(4), "jump", "large", "textured").kept) == 4
+
+
+@pytest.mark.parametrize("steps", [9, 12, 20, 25, 50])
+@pytest.mark.parametrize("kind", ["trap-before", "trap-after", "jump"])
+def test_a_plant_begins_within_every_window(kind, steps):
+    toy = Toy(steps=steps)
+    planted = plant_rows(toy, range(40, 64), kind)
+    t_c, plants = planted.prefix.t_c, planted.prefix.denoiser.plants
+    starts = {plant.start for plant in plants}
+    assert max(starts) <= (t_c - 3 if kind == "jump" else t_c - 2)
+    windows = [plan_run(toy.schedule, config).start for config in CONFIGS.values()]
+    latest = max(*windows, t_c // 2)  # the second half: trajectory variance
+    if t_c - latest > 3:
+        assert min(starts) > latest
+        assert len(starts) > 1
+    else:  # nothing is early enough for all
+        assert len(starts) == 1
 
 
 def test_the_ground_of_a_latent_is_that_of_its_image():

@@ -15,6 +15,7 @@ from ascedfast.lab.planting import Plant, colour_direction, hold_steps, stroke_s
 from ascedfast.lab.regions import GREY_LEVEL, Box, draw_box, draw_box_on, largest_side, rms_difference
 from ascedfast.lab.sampling import start_noise
 from ascedfast.lab.subject import Subject, ability
+from ascedfast.schedule import plan_run
 
 
 class Planted(NamedTuple):
@@ -106,6 +107,19 @@ def stroke_step(subject: Subject) -> int:
     return max(1, watch_t_c(subject, 0) - 5)
 
 
+def start_steps(subject: Subject, kind: str, first: int, t_c: int) -> range:
+    """Steps at which a trap or a jump may begin: every compared detector's window holds the step before, and the step
+    after. The last is two steps before T_c, of a jump three.
+
+    Where a run is so short before T_c that there is none, the last of them, which some windows see from its onset on.
+    Trajectory variance is watched over the second half, see ``detectors.trajectory_variance``."""
+    windows = [plan_run(subject.schedule, config, first) for config in CONFIGS.values()]
+    watched = max([min(t_c // 2, t_c - 2)] + [plan.start for plan in windows if plan.reason is None])
+    least, last = (1, t_c - 3) if kind == "jump" else (2, t_c - 2)  # what a trap holds lies two steps back
+    last = max(least, last)
+    return range(max(least, min(watched + 1, last)), last + 1)
+
+
 def held_out(subject: Subject, seeds: Sequence[int]) -> Tensor:
     """Clean states [n, C, H, W] that strokes are painted on: real ones, encoded where the state is no image."""
     if getattr(subject, "latent", False) and getattr(subject, "encode", None) is not None:
@@ -122,8 +136,8 @@ def _plant(subject: Subject, twin: Prefix, row: int, seed: int, box: Box, kind: 
     unit = 1.0 if not getattr(subject, "latent", False) else float(twin.x.std())
     if kind == "stroke":
         return Plant.stroke(box, first, colour.clamp(-1, 1) * random.uniform(0.3, 1.0) * unit)
-    # One change on either side of the plant is watched: a step before it, and one after it began.
-    start = int(random.integers(max(2, t_c - 6), max(3, t_c - 2)))
+    begins = start_steps(subject, kind, first, t_c)
+    start = int(random.integers(begins.start, begins.stop))
     if kind == "jump":
         return Plant.jump(box, start, colour, unit * math.exp(random.uniform(math.log(0.05), 0)))
     total = len(subject.schedule)
