@@ -17,7 +17,7 @@ from tiny import quietly
 from typer.testing import CliRunner
 
 from ascedfast.cli import app
-from ascedfast.lab import cli, families, probe, repairs, sources, steps, suites
+from ascedfast.lab import cli, families, plan, probe, repairs, sources, steps, suites
 from ascedfast.lab.claims import CLAIMS, MissingResults, decide
 from ascedfast.lab.figures import Figures, difference_of
 from ascedfast.lab.report import claims_table, number, write_page, write_table
@@ -198,7 +198,7 @@ def test_forced_masks_are_those_of_other_samples(tmp_path, monkeypatch):
 
 def test_twins_made_at_load_have_a_second_judge(tmp_path, few_grids, monkeypatch):
     models = {name: families.load(name, root=write_untrained(tmp_path)) for name in ("F5", "F5-W4")}
-    monkeypatch.setitem(suites.ROLES, "F5-W4", suites.Role(of="F5"))
+    monkeypatch.setitem(plan.ROLES, "F5-W4", plan.Role(of="F5"))
     lab = Lab(tmp_path, source="one", subjects={name: model.with_steps(4) for name, model in models.items()})
     assert [steps.second_judge(lab, name) for name in ("F5", "F1-early", "toy-blend")] == [None] * 3
     real = models["F5"].real(50)

@@ -15,8 +15,9 @@ import numpy as np
 from scipy import stats
 
 from ascedfast.lab.figures import Figures, MissingFigure, joined_flags
+from ascedfast.lab.plan import role_of
 from ascedfast.lab.statistics import Estimate, paired_bootstrap
-from ascedfast.lab.suites import SUITES, Cell, cells_of, command_of, role_of
+from ascedfast.lab.suites import SUITES, Cell, cells_of, command_of
 
 Verdict = Literal["reproduced", "not reproduced", "not testable here"]
 KNEE = (0.40, 0.56)

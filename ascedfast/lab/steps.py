@@ -15,6 +15,7 @@ from ascedfast import reference
 from ascedfast.lab import detectors
 from ascedfast.lab.corrections import CONFIGS, Prefix, finish, watch
 from ascedfast.lab.found import figure
+from ascedfast.lab.plan import role_of
 from ascedfast.lab.planted import held_out, scale_of, stroke_step, watch_t_c
 from ascedfast.lab.planting import Plant, colour_direction, stroke_start
 from ascedfast.lab.regions import Box, draw_box, largest_side, rms_difference
@@ -28,7 +29,7 @@ from ascedfast.lab.statistics import (
     wilson,
 )
 from ascedfast.lab.subject import MissingAbility, Subject, ability
-from ascedfast.lab.suites import Cell, Lab, role_of
+from ascedfast.lab.suites import Cell, Lab
 from ascedfast.lab.twins import TWINS
 
 SCALES = ("s", "w*s", "x0_hat", "s'*v")

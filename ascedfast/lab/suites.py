@@ -8,74 +8,22 @@ reason why this family has no such measurement.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
+from ascedfast.lab.bar_suites import BAR_SUITES
 from ascedfast.lab.cells import StaleResultError, file_name, read_cells, run_cells
+from ascedfast.lab.plan import MAIN, ROLES, WEAK, Cell
 from ascedfast.lab.seeds import REPORTING_START, ReportingSeeds, TuningSeeds
 from ascedfast.lab.sources import source_of
 from ascedfast.lab.subject import MissingAbility, Subject, load
 
 Size = Literal["small", "full"]
 Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Role:
-    """What a family is in the tables. net: "unet" or "dit". linear: trained and sampled with linear betas. of: the
-    family that it is a weak twin of."""
-
-    net: str = "unet"
-    linear: bool = False
-    of: str | None = None
-
-
-ROLES: Mapping[str, Role] = {
-    "F1": Role(linear=True),
-    "F2": Role(),
-    "F3": Role(linear=True),
-    "F4": Role("dit"),
-    "F4-s1": Role("dit"),
-    "F4-px": Role("dit"),
-    "F5": Role(linear=True),
-    "F1c": Role(linear=True),
-    "F1-W8": Role(linear=True, of="F1"),
-    "F1-W6": Role(linear=True, of="F1"),
-    "F1-W4": Role(linear=True, of="F1"),
-    "F1-P30": Role(linear=True, of="F1"),
-    "F1-early": Role(linear=True, of="F1"),
-    "toy": Role(linear=True),
-    "toy-blend": Role("dit", linear=True, of="toy"),
-}
-MAIN = ("F1", "F2", "F3", "F4", "F4-s1", "F4-px", "F5")
-
-
-def role_of(family: str) -> Role:
-    """Of a folder nothing is known."""
-    return ROLES.get(family, Role())
-
-
-WEAK = tuple(name for name, role in ROLES.items() if role.of == "F1")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One computation. part: which of the suite, for example a kind of plant. start, count: its reporting seeds."""
-
-    suite: str
-    family: str
-    part: str
-    size: str
-    start: int
-    count: int
-    settings: tuple[tuple[str, float | int | str], ...] = ()
-
-    def __getitem__(self, name: str) -> Any:
-        return dict(self.settings)[name]
 
 
 @dataclass
@@ -259,6 +207,7 @@ SUITES: dict[str, Suite] = {
             ("F1c",),
         ),
         Suite("calls", "Calls of the model", "repairs:calls", _cells("calls", ("spy",), 8, 64), MAIN),
+        *(Suite(*row) for row in BAR_SUITES),
     )
 }
 
