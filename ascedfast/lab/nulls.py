@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: MIT
 """What sound runs of a subject score: the tables that mode "calibrated" is tried with, from tuning seeds alone."""
 
+import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
+from ascedfast import calibration
 from ascedfast.calibration.runs import PROFILE_RUNS, StepRuns
 from ascedfast.calibration.table import Null, NullTable
 from ascedfast.calibration.windows import smoothed
@@ -11,8 +15,11 @@ from ascedfast.lab.detectors import changes
 from ascedfast.lab.seeds import TuningSeeds
 from ascedfast.lab.subject import Subject, ability
 
+CHUNK = 100
+"""Runs at once; what is held for the profile is of so many and PROFILE_RUNS together."""
 
-def table_of(subject: Subject, seeds: TuningSeeds, steps: Sequence[int] = (), chunk: int = 100) -> NullTable:
+
+def table_of(subject: Subject, seeds: TuningSeeds, steps: Sequence[int] = (), chunk: int = CHUNK) -> NullTable:
     """The table of a subject's runs of these seeds.
 
     Args: steps: numbers of steps, for subjects that have ``with_steps``; default: the subject's own.
@@ -23,13 +30,66 @@ def table_of(subject: Subject, seeds: TuningSeeds, steps: Sequence[int] = (), ch
     return NullTable(tuple(nulls), "", f"{subject.name}, {len(seeds)} runs each")
 
 
-def null_of(subject: Subject, seeds: TuningSeeds, chunk: int = 100) -> Null:
+def null_of(subject: Subject, seeds: TuningSeeds, chunk: int = CHUNK) -> Null:
     """Of one number of steps; the profile is that of the first PROFILE_RUNS runs. Raises: ValueError, TypeError."""
+    t_c = t_c_of(subject.schedule, CONFIGS["official"])
+    return nulls_at(subject, seeds, (t_c,), chunk)[t_c]
+
+
+def nulls_at(subject: Subject, seeds: TuningSeeds, times: Sequence[int], chunk: int = CHUNK) -> dict[int, Null]:
+    """Of several T_c, all from the same runs. Raises: ValueError, TypeError."""
+    gathered = {t_c: _empty(subject, t_c) for t_c in times}
+    _gather(subject, seeds, gathered, chunk)
+    return {t_c: runs.null(len(seeds)) for t_c, runs in gathered.items()}
+
+
+def packaged(subject: Subject, sources: Sequence[Subject], seeds: TuningSeeds, steps: Sequence[int]) -> NullTable:
+    """The table that comes with the package, on the subject's grid.
+
+    Where the package has none yet: what it is to be made of, the scores of all sources pooled, by a profile that is
+    the mean of theirs. Args: seeds, steps: of the sources' runs. Raises: ValueError, TypeError, MissingAbility.
+    """
+    of_the_package = getattr(calibration, "packaged_table", None)
+    if of_the_package is not None:
+        return of_the_package()
+    nulls = []
+    for count in steps:
+        runs = [ability(source, "with_steps")(count) for source in sources]
+        null = _pooled(runs, seeds)
+        nulls.append(dataclasses.replace(null, grid=tuple(subject.shape[1:])))
+    nulls.sort(key=lambda null: len(null.profile))
+    return NullTable(tuple(nulls), "", f"{' and '.join(one.name for one in sources)}, {len(seeds)} runs each")
+
+
+def _pooled(sources: Sequence[Subject], seeds: TuningSeeds) -> Null:
+    """Raises: ValueError where the sources' windows differ."""
+    times = {t_c_of(source.schedule, CONFIGS["official"]) for source in sources}
+    if len(times) > 1:
+        raise ValueError(f"windows of several lengths cannot be pooled: T_c at {sorted(times)}")
+    (t_c,) = times
+    first = TuningSeeds(seeds.start, min(seeds.stop, seeds.start + PROFILE_RUNS))
+    profiles = []
+    for source in sources:
+        one = {t_c: _empty(source, t_c)}
+        _gather(source, first, one, CHUNK)
+        profiles.append(np.array(one[t_c].profile) / np.mean(one[t_c].profile))
+    pooled = _empty(sources[0], t_c)
+    pooled.profile = np.mean(profiles, 0).tolist()
+    for source in sources:
+        _gather(source, seeds, {t_c: pooled}, CHUNK)
+    return pooled.null(len(pooled.still))
+
+
+def _empty(subject: Subject, t_c: int) -> StepRuns:
+    return StepRuns(len(subject.schedule), [level.logsnr for level in subject.schedule.before[:t_c]])
+
+
+def _gather(subject: Subject, seeds: TuningSeeds, gathered: dict[int, StepRuns], chunk: int) -> None:
+    """Add the subject's runs of these seeds, in place, to what is gathered for each T_c."""
     if not isinstance(seeds, TuningSeeds):
         raise TypeError(f"tables are made of tuning seeds, got {type(seeds).__name__}")
-    levels = subject.schedule.before[: t_c_of(subject.schedule, CONFIGS["official"])]
-    gathered = StepRuns(len(subject.schedule), [level.logsnr for level in levels])
     for start in range(seeds.start, seeds.stop, chunk):
-        prefix = watch(subject, range(start, min(start + chunk, seeds.stop)), t_c=len(levels))
-        gathered.take(smoothed(changes(prefix.x0)), min(PROFILE_RUNS, len(seeds)))
-    return gathered.null(len(seeds))
+        prefix = watch(subject, range(start, min(start + chunk, seeds.stop)), t_c=max(gathered))
+        d = smoothed(changes(prefix.x0))
+        for t_c, runs in gathered.items():
+            runs.take(d[: t_c - 1], min(PROFILE_RUNS, len(seeds)))

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""What is made once of tuning seeds and used by many cells: kept in memory, and as JSON beside the results.
+
+Files carry the source hash of the family in their name, so other code or weights never meet what they did not make.
+Several processes may make one of them at once: the same numbers, and the last one stays.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ascedfast.calibration.table import NullTable
+from ascedfast.lab.nulls import nulls_at, packaged, table_of
+from ascedfast.lab.plan import role_of
+from ascedfast.lab.seeds import TuningSeeds
+from ascedfast.lab.sources import source_of
+from ascedfast.lab.suites import Lab
+
+
+def kept(lab: Lab, family: str, name: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` gives, plain values for JSON, made where it is not there yet.
+
+    Args: name: tells it from the family's others, settings included."""
+    key = ("tuned", family, name)
+    if key not in lab.cache:
+        source = source_of(family, lab.source)
+        words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{family}-{name}")
+        path = lab.folder / "tuned" / f"{words}-{source[:12]}.json"
+        try:
+            lab.cache[key] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            text = json.dumps(make())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.{os.getpid()}.part")
+            part.write_text(text + "\n", encoding="utf-8")
+            part.replace(path)
+            lab.cache[key] = json.loads(text)
+    return lab.cache[key]
+
+
+def sound(family: str) -> str:
+    """The full-quality model whose runs a family is compared with: of a weak twin, what it is the twin of. A toy's
+    denoiser is exact or hazy and nothing is wrong with either: its own."""
+    return family if family.startswith("toy") else role_of(family).of or family
+
+
+def own_table(lab: Lab, family: str, runs: int, steps: Sequence[int] = ()) -> NullTable:
+    """Of so many tuning runs of the sound model for each number of steps; default: its own. Raises: ValueError."""
+    name = f"table {runs} runs {' '.join(map(str, steps))}"
+    of = sound(family)
+
+    def make() -> dict[str, Any]:
+        return table_of(lab.subject(of), TuningSeeds.of(0, runs), steps, min(lab.batch, runs)).to_dict()
+
+    return NullTable.from_dict(kept(lab, of, name, make))
+
+
+def tables_at(lab: Lab, family: str, runs: int, times: Sequence[int]) -> dict[int, NullTable]:
+    """Of the sound model at its own number of steps, a table for each T_c, all of the same tuning runs."""
+    of = sound(family)
+
+    def make() -> dict[str, Any]:
+        nulls = nulls_at(lab.subject(of), TuningSeeds.of(0, runs), times, min(lab.batch, runs))
+        return {str(t_c): NullTable((null,)).to_dict() for t_c, null in nulls.items()}
+
+    found = kept(lab, of, f"tables {runs} runs at {' '.join(map(str, times))}", make)
+    return {int(t_c): NullTable.from_dict(table) for t_c, table in found.items()}
+
+
+def packaged_table(lab: Lab, family: str, runs: int, steps: Sequence[int]) -> NullTable:
+    """The package's, see ``nulls.packaged``; of a toy that of the toys."""
+    names = ("toy", "toy-blend") if family.startswith("toy") else ("F1", "F3")
+
+    def make() -> dict[str, Any]:
+        sources = [lab.subject(name) for name in names]
+        return packaged(lab.subject(family), sources, TuningSeeds.of(0, runs), steps).to_dict()
+
+    return NullTable.from_dict(kept(lab, family, f"packaged {runs} runs {' '.join(map(str, steps))}", make))
