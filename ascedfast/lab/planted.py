@@ -22,8 +22,8 @@ class Planted(NamedTuple):
     """Rows that were planted, beside their twins. Images [R, C, H, W]; boxes as masks bool [R, H, W] at the grid.
 
     contrast, levels: float64 [R], ``docs/measures.md``'s contrast, and the difference of the final images that decides
-    the outcome, in grey levels whatever the state. kept: the rows of the seeds that found a place on the wanted
-    ground."""
+    the outcome, in grey levels whatever the state. shown: the contrast of the decoded predictions, grey levels too;
+    of images it is ``contrast``. kept: the rows of the seeds that found a place on the wanted ground."""
 
     prefix: Prefix
     images: Tensor
@@ -31,11 +31,12 @@ class Planted(NamedTuple):
     boxes: Tensor
     contrast: Tensor
     levels: Tensor
+    shown: Tensor
     kept: tuple[int, ...]
 
 
 def plant_rows(
-    subject: Subject, seeds: Sequence[int], kind: str, side: str = "middle", ground: str = "any"
+    subject: Subject, seeds: Sequence[int], kind: str, side: str | int = "middle", ground: str = "any"
 ) -> Planted | None:
     """Plant one artifact in each row. None where no row has such a ground.
 
@@ -43,7 +44,8 @@ def plant_rows(
         kind: "trap-before", "trap-after" (T_c), "trap" (either, by the seed), "jump" or "stroke". Traps hold foreign
             content, a mix of the twin's and the next row's final state, in rows of even seed; in the others their own
             prediction of two steps before.
-        side: "small" (8 locations, or a quarter of the grid), "middle", "large" (half of the area) or "mixed".
+        side: locations; or "small" (8 locations, or a quarter of the grid), "middle", "large" (half of the area) or
+            "mixed".
         ground: "plain", "textured" or "any", of the twin's final image, decoded where the state is a latent.
     """
     schedule, grid = subject.schedule, tuple(subject.shape[1:])
@@ -62,9 +64,10 @@ def plant_rows(
     kept, boxes = [], []
     for i, seed in enumerate(seeds):
         chosen = ("small", "middle", "large")[(seed // 4) % 3] if side == "mixed" else side
-        box = draw_box(seed, sides[chosen], grid)
+        length = side if isinstance(side, int) else sides[chosen]
+        box = draw_box(seed, length, grid)
         if ground != "any":
-            box = draw_box_on(seed, sides[chosen], twins[i], ground, grid)
+            box = draw_box_on(seed, length, twins[i], ground, grid)
         if box is not None:
             kept.append(i)
             boxes.append(box)
@@ -79,15 +82,31 @@ def plant_rows(
         prefix = watch(subject, used, t_c=t_c, x=begin, first=first)
     else:
         prefix = watch(subject, used, t_c=t_c, x=x[rows], plants=plants)
-    masks = torch.stack([box.mask(grid) for box in boxes]).to(x.device)
-    seen = torch.stack([prefix.x0[min(plant.read_at - first, t_c - 1), i] for i, plant in enumerate(plants)])
-    clean = torch.stack([twin.x0[min(plant.read_at - first, t_c - 1), kept[i]] for i, plant in enumerate(plants)])
-    final = finish(subject, prefix)
-    scale = scale_of(subject, twin.x)
-    images, twins = subject.decode(final), twins[rows]
+    return beside_twins(subject, prefix, plants, twin, twins, kept)
+
+
+def beside_twins(
+    subject: Subject, prefix: Prefix, plants: Sequence[Plant], twin: Prefix, twins: Tensor, kept: Sequence[int]
+) -> Planted:
+    """What became of planted rows.
+
+    Args: prefix: of the planted rows. twin: whole runs with nothing planted, of which row kept[i] is row i's twin.
+    twins: their final images, [., C, H, W].
+    """
+    grid, t_c, first = tuple(subject.shape[1:]), prefix.t_c, prefix.first
+    rows = torch.tensor(kept, device=prefix.x.device)
+    masks = torch.stack([plant.box.mask(grid) for plant in plants]).to(prefix.x.device)
+    read = torch.tensor([min(plant.read_at - first, t_c - 1) for plant in plants], device=prefix.x.device)
+    seen = prefix.x0[read, torch.arange(len(plants), device=prefix.x.device)]
+    clean = twin.x0[read, rows]
+    images, twins = subject.decode(finish(subject, prefix)), twins[rows]
     shown = F.interpolate(masks[:, None].float(), size=images.shape[-2:])[:, 0] > 0
     levels = rms_difference(images, twins, shown)
-    return Planted(prefix, images, twins, masks, rms_difference(seen, clean, masks, **scale), levels, tuple(kept))
+    contrast = rms_difference(seen, clean, masks, **scale_of(subject, twin.x))
+    grey = contrast
+    if getattr(subject, "latent", False):
+        grey = rms_difference(subject.decode(seen), subject.decode(clean), shown)
+    return Planted(prefix, images, twins, masks, contrast, levels, grey, tuple(kept))
 
 
 def scale_of(subject: Subject, finals: Tensor) -> dict[str, Any]:

@@ -55,11 +55,14 @@ def draw_box(seed: int, side: int, grid: tuple[int, int]) -> Box:
     return _box(seed, side, torch.ones(places, dtype=torch.bool))
 
 
-def draw_box_on(seed: int, side: int, twin: Tensor, ground: Ground, grid: tuple[int, int] | None = None) -> Box | None:
+def draw_box_on(
+    seed: int, side: int, twin: Tensor, ground: Ground, grid: tuple[int, int] | None = None, margin: float = 0.0
+) -> Box | None:
     """``draw_box``, uniform over the places whose ground in the twin's final image is as wanted; None without one.
 
     Args: twin: float [C, H, W]. ground: "plain" or "textured", see ``ground_of``. grid: of the box and its side, where
-    the image is a whole number of times as large; default: the image's.
+    the image is a whole number of times as large; default: the image's. margin: grey levels by which every value of
+    the twin in the box lies within the clip.
     Raises: ValueError.
     """
     grid, scale = _scale(twin, grid)
@@ -68,6 +71,9 @@ def draw_box_on(seed: int, side: int, twin: Tensor, ground: Ground, grid: tuple[
     mean = F.avg_pool2d(variance, side * scale, stride=scale)[0, 0]
     plain = mean.sqrt() < PLAIN_LEVELS
     fits = plain if ground == "plain" else ~plain
+    if margin > 0:
+        largest = F.max_pool2d(twin.abs().amax(0)[None, None].double(), side * scale, stride=scale)[0, 0]
+        fits &= (1 - largest) / GREY_LEVEL >= margin
     return _box(seed, side, fits.cpu()) if bool(fits.any()) else None
 
 

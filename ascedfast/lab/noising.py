@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""What re-noising does to the state: variance and kurtosis of what it writes, and the seam in the final image."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ascedfast import AscedConfig
+from ascedfast.lab import detectors
+from ascedfast.lab.corrections import PERTURBATION, finish, permuted, renoise, watch
+from ascedfast.lab.regions import seam_energy
+from ascedfast.lab.subject import MissingAbility
+from ascedfast.lab.suites import Cell, Lab
+from ascedfast.lab.tuned import own_table
+
+MASK_RATE = 0.5
+"""Share of sound runs with a mask: the most that the mode allows, since this asks of the masks' inside alone."""
+
+
+class Moments:
+    """Sums of powers of masked values, by location: float64 [5, C, H, W], the powers 0 to 4."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+
+    def add(self, x: Tensor, mask: Tensor) -> None:
+        """x: [R, C, H, W]; mask: bool [R, H, W]."""
+        x, inside = x.double(), mask[:, None].double().expand(x.shape)
+        powers = torch.stack([(inside * x**k).sum(0) for k in range(5)])
+        self.sums = powers if self.sums is None else self.sums + powers
+
+    def pooled(self) -> tuple[float, float, int]:
+        """Variance and excess kurtosis of the values less their location's mean, all locations pooled; how many.
+
+        Locations of fewer than two values say nothing. Raises: ValueError where there is no other."""
+        n, *powers = self.sums.flatten(1)
+        enough = n >= 2
+        n, (first, second, third, fourth) = n[enough], (power[enough] for power in powers)
+        if not len(n):
+            raise ValueError("no location has two values")
+        mean = first / n
+        squares = float((second - n * mean**2).sum())
+        fourths = float((fourth - 4 * mean * third + 6 * mean**2 * second - 3 * n * mean**4).sum())
+        total = float(n.sum())
+        return squares / float((n - 1).sum()), total * fourths / squares**2 - 3, int(total)
+
+
+def noising(cell: Cell, lab: Lab) -> dict[str, Any]:
+    """One seed set of null runs, re-noised inside the masks of other samples, against the same runs as they were."""
+    subject = lab.subject(cell.family)
+    config = AscedConfig.calibrated(own_table(lab, cell.family, cell["runs"]), rate=MASK_RATE)
+    before, after = Moments(), Moments()
+    seams = torch.zeros(2, dtype=torch.float64)
+    for seeds in lab.batches(lab.seeds(cell)):
+        prefix = watch(subject, seeds)
+        mask = permuted(detectors.by_mode(subject.schedule, prefix, config).grown)
+        x = renoise(subject, prefix, mask, PERTURBATION)
+        before.add(prefix.x, mask)
+        after.add(x, mask)
+        first = finish(subject, prefix)
+        final = finish(subject, prefix, x, mask=mask, original=first)
+        seams += seam_sums(subject.decode(first), subject.decode(final), mask).cpu()
+    try:
+        (variance, kurtosis, n), (new_variance, new_kurtosis, _) = before.pooled(), after.pooled()
+    except ValueError as error:
+        raise MissingAbility(f"{cell.family}: no masks to speak of in {cell.count} runs: {error}") from error
+    measures = {
+        "variance over the original's": new_variance / variance,
+        "kurtosis less that of the original": new_kurtosis - kurtosis,
+        "values": float(n),
+    }
+    if seams[0] > 0:
+        measures["seam over the original's"] = float(seams[1] / seams[0])
+    return {"values": {"corrected": measures}}
+
+
+def seam_sums(original: Tensor, corrected: Tensor, mask: Tensor) -> Tensor:
+    """Sums of the seam energy over images whose mask has a border, [2]: of the original and of the corrected images.
+
+    Masks of latents: bool [R, H, W] of the state's grid, shown on the image's."""
+    shown = F.interpolate(mask[:, None].float(), size=original.shape[-2:])[:, 0] > 0
+    energies = torch.stack([seam_energy(images, shown) for images in (original, corrected)])
+    return torch.where(energies.isfinite(), energies, 0.0).sum(1)
