@@ -194,6 +194,40 @@ def claims(
 
 
 @app.command()
+def detector(
+    family: Families = None,
+    size: Size = "full",
+    out: Out = RESULTS,
+    table: Annotated[Path | None, typer.Option(help="Markdown page whose table is written anew.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Decide the bars of mode "calibrated" and write detector.json beside the results."""
+    check_extra()
+    from ascedfast.lab.bar_page import decided, missing_lines, write_bars
+    from ascedfast.lab.cells import StaleResultError
+    from ascedfast.lab.sources import source_hash
+
+    try:
+        rows, parts, missing = decided(out, family or None, size, source_hash())
+        if table is not None:
+            write_bars(table, rows, parts)
+    except (StaleResultError, ValueError) as error:
+        fail(str(error))
+    out.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    (out / "detector.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    shown = Table("id", "met", "value", "low", "high", "n", "bar")
+    for row in rows:
+        shown.add_row(*(str(row[name]) for name in ("id", "met", "value", "low", "high", "n", "bar")))
+    Console().print(shown)
+    for line in missing_lines(missing):
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def report(
     family: Families = None,
     size: Size = "small",

@@ -90,13 +90,17 @@ def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> str:
 
 def write_table(path: Path, verdicts: Sequence[Mapping[str, Any]]) -> Path:
     """Put the table between its marks in a Markdown page, or make a page that holds it alone."""
-    table = f"{BEGIN}\n{claims_table(verdicts)}\n{END}"
-    text = (
-        path.read_text(encoding="utf-8") if path.exists() else f"# What the published method does\n\n{BEGIN}\n{END}\n"
-    )
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{path} must hold the marks {BEGIN!r} and {END!r} once each")
-    before, _, rest = text.partition(BEGIN)
+    return put_between(path, claims_table(verdicts), BEGIN, END, "What the published method does")
+
+
+def put_between(path: Path, text: str, begin: str, end: str, title: str) -> Path:
+    """Put text between two marks of a page, or make a page of that title that holds it alone.
+
+    Raises: ValueError where the page does not hold each mark once."""
+    page = path.read_text(encoding="utf-8") if path.exists() else f"# {title}\n\n{begin}\n{end}\n"
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"{path} must hold the marks {begin!r} and {end!r} once each")
+    before, _, rest = page.partition(begin)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(before + table + rest.partition(END)[2], encoding="utf-8")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
     return path

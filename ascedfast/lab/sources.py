@@ -11,7 +11,7 @@ TRAINED_ON = {"F3": "F1", "F4": "F1", "F4-s1": "F1", "F4-px": "F1", "toy": "toy-
 """Whose planted traps the stand-in was trained on, by the family that it is used on: another data set's. Others: F4."""
 
 
-REPORTING = ("cli", "report", "claims", "figures", "lab_plots", "parity")
+REPORTING = ("cli", "report", "claims", "figures", "lab_plots", "parity", "bars", "evidence", "bar_page")
 TRAINING = ("training", "loop", "jobs", "cards", "model_cards")
 """What makes the weights; the weights themselves are in the hash."""
 MODELS = (".safetensors", "config.json")

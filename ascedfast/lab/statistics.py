@@ -300,3 +300,44 @@ def _scores_and_labels(scores: ArrayLike, positive: ArrayLike) -> tuple[NDArray,
     if positive.all() or not positive.any():
         raise ValueError("an AUROC needs positives and negatives")
     return scores, positive
+
+
+def ratio_of_proportions(a: Estimate, b: Estimate) -> Estimate:
+    """a over b of two independent samples' proportions, with Katz's interval of its logarithm (Biometrika 65, 1978).
+
+    Half a success is added to both where one has none. n: the smaller of the two."""
+    hits = [one.value * one.n for one in (a, b)]
+    if min(hits) == 0:
+        hits = [count + 0.5 for count in hits]
+    value = (hits[0] / a.n) / (hits[1] / b.n)
+    error = math.sqrt(max(0.0, 1 / hits[0] - 1 / a.n + 1 / hits[1] - 1 / b.n))
+    half = math.exp(stats.norm.ppf((1 + CONFIDENCE) / 2) * error)
+    return Estimate(value, value / half, value * half, min(a.n, b.n))
+
+
+def less_share(a: Estimate, b: Estimate, share: float) -> Estimate:
+    """a - share*b of independent figures, from the limits of both (the method of variance estimates recovery: Newcombe,
+    Statistics in Medicine 17, 1998; Zou and Donner, ibid. 27, 2008). n: the smaller of the two."""
+    value = a.value - share * b.value
+    low = value - math.hypot(a.value - a.low, share * (b.high - b.value))
+    high = value + math.hypot(a.high - a.value, share * (b.value - b.low))
+    return Estimate(value, low, high, min(a.n, b.n))
+
+
+def ratio_of(a: Estimate, b: Estimate) -> Estimate:
+    """a over b of positive figures, by ``less_share`` of their logarithms; where one is a bound, 0 or infinite, from the
+    limits alone. n: the smaller of the two."""
+    numbers = (a.value, a.low, a.high, b.value, b.low, b.high)
+    n = min(a.n, b.n)
+    if all(math.isfinite(one) and one > 0 for one in numbers):
+        logs = [Estimate(*(math.log(one) for one in each[:3]), each.n) for each in (a, b)]
+        found = less_share(*logs, 1.0)
+        return Estimate(*(math.exp(one) for one in found[:3]), n)
+    low, high = (_quotient(*pair) for pair in ((a.low, b.high), (a.high, b.low)))
+    return Estimate(_quotient(a.value, b.value), low, high, n)
+
+
+def _quotient(a: float, b: float) -> float:
+    if math.isnan(a) or math.isnan(b) or (a == 0 and b == 0) or (math.isinf(a) and math.isinf(b)):
+        return math.nan
+    return math.inf if b == 0 else a / b
