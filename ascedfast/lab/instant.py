@@ -38,7 +38,8 @@ def instant(cell: Cell, lab: Lab) -> dict[str, Any]:
         for name, one in (("original", found["original"]), ("rule", found[rule]), ("best", found[best])):
             flags[name].append(one.cpu())
     joined = {name: bits(torch.cat(parts).numpy()) for name, parts in flags.items()}
-    return {"flags": joined, "series": {"rule": rule, "best": best, "tuning": shares}}
+    values: dict[str, dict[str, float]] = {name: {} for name in joined}
+    return {"values": values, "flags": joined, "series": {"rule": rule, "best": best, "tuning": shares}}
 
 
 def grid_of(subject: Subject) -> set[int]:

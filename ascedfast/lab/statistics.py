@@ -325,7 +325,7 @@ def less_share(a: Estimate, b: Estimate, share: float) -> Estimate:
 
 
 def ratio_of(a: Estimate, b: Estimate) -> Estimate:
-    """a over b of positive figures, by ``less_share`` of their logarithms; where one is a bound, 0 or infinite, from the
+    """a over b of positive figures, by ``less_share`` of their logarithms; where one is a bound, 0 or inf, from the
     limits alone. n: the smaller of the two."""
     numbers = (a.value, a.low, a.high, b.value, b.low, b.high)
     n = min(a.n, b.n)

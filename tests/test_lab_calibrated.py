@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: MIT
+"""The suites of mode "calibrated" on the toy: a seer and a blind detector, rates of a table, plants, what is kept."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from ascedfast import AscedConfig, calibration
+from ascedfast.calibration.table import NullTable
+from ascedfast.lab import contenders, detectors, faint, rates, recall, tuned
+from ascedfast.lab.contenders import MAPS, OURS, RIVALS, Seen, best_rival, levels_of, overlap, seen_by, try_plants
+from ascedfast.lab.corrections import watch
+from ascedfast.lab.evidence import parts_of
+from ascedfast.lab.nulls import null_of, nulls_at, packaged
+from ascedfast.lab.plan import Cell
+from ascedfast.lab.planted import plant_rows
+from ascedfast.lab.planting import Planter
+from ascedfast.lab.regions import GREY_LEVEL
+from ascedfast.lab.seeds import TuningSeeds
+from ascedfast.lab.statistics import iou, wilson
+from ascedfast.lab.subject import MissingAbility, Toy
+from ascedfast.lab.suites import SUITES, Lab
+
+RUNS = {"runs": 300, "nulls": 100, "tuning": 24}
+
+
+def cell(suite, part, count, **settings):
+    return Cell(suite, "toy", part, "small", 1_000_000, count, tuple(sorted((RUNS | settings).items())))
+
+
+def trap_cell(ground="textured", count=128):
+    return cell("recall", f"{ground} 40 %", count, ground=ground, side="40 %")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return Lab(tmp_path_factory.mktemp("lab"), source="one")
+
+
+def seer(subject, prefix, table, rate=0.01):
+    """Says the planted boxes, and nothing of a run without a plant."""
+    mask = torch.zeros(len(prefix.seeds), *subject.shape[1:], dtype=torch.bool)
+    if isinstance(prefix.denoiser, Planter):
+        mask = torch.stack([plant.box.mask(tuple(subject.shape[1:])) for plant in prefix.denoiser.plants])
+    scores = mask.float() * 100
+    return Seen(scores, scores.double().flatten(1).amax(1), mask, mask.flatten(1).any(1))
+
+
+def blind(subject, prefix, table, rate=0.01):
+    """Noise, whatever the run."""
+    generator = torch.Generator().manual_seed(prefix.seeds[0])
+    scores = torch.rand(len(prefix.seeds), *subject.shape[1:], generator=generator)
+    severity = scores.double().flatten(1).amax(1)
+    mask = scores > 1 - rate / scores[0].numel()
+    return Seen(scores, severity, mask, mask.flatten(1).any(1))
+
+
+def measured(lab, monkeypatch, detector):
+    monkeypatch.setattr(contenders, "ours", detector)
+    monkeypatch.setattr(rates, "ours", detector)
+    traps = trap_cell()
+    nulls = cell("rates", "20 steps", 200, steps=20, judged=1, packaged=0, table="20")
+    results = {traps: recall.traps(traps, lab), nulls: rates.rates(nulls, lab)}
+    # The same rows as if their ground were plain, for the bar that asks for it.
+    plain = dataclasses.replace(traps, settings=(*traps.settings, ("ground", "plain")))
+    results[plain] = results[traps]
+    parts = {}
+    for part in parts_of(json.loads(json.dumps([*results.values()])) and results):
+        parts.setdefault(part.bar, part.estimate)
+    return parts, results[traps]["figures"]
+
+
+def test_a_perfect_detector_meets_its_bars(lab, monkeypatch):
+    parts, figures = measured(lab, monkeypatch, seer)
+    assert parts["D3a"].value == parts["D3b"].value == parts["D6"].value == 1
+    assert parts["D3c"].high <= 0
+    assert parts["D7a"][:3] == (1, 1, 1)
+    aucs = {one["run"]: one["value"] for one in figures if one["measure"] == "pixel auroc"}
+    assert aucs[OURS] == 1
+
+
+def test_a_blind_detector_scores_chance(lab, monkeypatch):
+    parts, figures = measured(lab, monkeypatch, blind)
+    assert parts["D3b"].high < 0.2
+    assert parts["D3c"].high > 0
+    assert parts["D7a"].low < 0.5 < parts["D7a"].high
+    (auc,) = (one for one in figures if (one["measure"], one["run"]) == ("pixel auroc", OURS))
+    assert auc["low"] < 0.5 < auc["high"]
+
+
+def test_a_table_keeps_its_rate_on_new_runs(lab):
+    """At both rates, its own sampling error included, and at a number of steps between two of the table."""
+    for steps in (20, 28):
+        one = cell("rates", f"{steps} steps", 300, steps=steps, judged=0, packaged=0, table="20 40")
+        result = rates.rates(one, lab)
+        for rate in (0.01, 0.05):
+            (found,) = (f for f in result["figures"] if f["measure"] == f"flagged, nominal {rate:.0%}")
+            table_error = 1.96 * math.sqrt(rate / RUNS["runs"])
+            assert found["low"] - table_error <= rate <= found["high"] + table_error, (steps, found)
+
+
+def test_p_values_of_sound_runs_are_uniform_to_within_the_band(lab):
+    table = tuned.own_table(lab, "toy", RUNS["runs"])
+    prefix = watch(Toy(), range(2_000_000, 2_000_300))
+    severity = contenders.ours(Toy(), prefix, table).severity
+    found = rates.distance_from_uniform(np.array([table.nulls[0].p_value(float(one)) for one in severity]))
+    assert found.low <= 0.05
+    uniform = (np.arange(100) + 0.5) / 100
+    assert rates.distance_from_uniform(uniform).value == pytest.approx(0.005)
+    assert rates.distance_from_uniform(np.full(400, 0.5)).value == pytest.approx(0.5)
+    assert stats.kstwobign.sf(rates.DKW) == pytest.approx(0.05, abs=1e-4)
+
+
+def test_ours_is_what_the_engine_finds(lab):
+    table = tuned.own_table(lab, "toy", RUNS["runs"])
+    prefix = watch(Toy(), range(40))
+    for rate in (0.05, 0.5):
+        seen = contenders.ours(Toy(), prefix, table, rate)
+        found = detectors.by_mode(Toy().schedule, prefix, AscedConfig.calibrated(table, rate=rate))
+        assert torch.equal(seen.mask, found.mask)
+        assert torch.equal(seen.flagged, seen.severity > table.nulls[0].threshold(rate))
+
+
+def test_left_out_windows_are_named(lab):
+    one = cell("rates", "6 steps", 60, steps=6, judged=0, packaged=0, table="20 40")
+    with pytest.raises(MissingAbility, match="changes before T_c"):
+        rates.rates(one, lab)
+    with pytest.raises(MissingAbility, match="predictions precede"):
+        rates.rates(dataclasses.replace(one, settings=(*one.settings, ("steps", 4))), lab)
+    assert "absent" in SUITES["rates"].run(one, lab)
+
+
+def test_every_rival_flags_its_share_of_tuning_runs(lab):
+    levels = levels_of(lab, "toy", RUNS["nulls"])
+    assert set(levels) == set(RIVALS)
+    prefix = watch(Toy(), range(contenders.NULLS_FROM, contenders.NULLS_FROM + RUNS["nulls"]))
+    for name in RIVALS:
+        seen = seen_by(name, Toy(), prefix, levels)
+        assert int(seen.flagged.sum()) <= 1
+        if name in MAPS:
+            assert int(seen.flagged.sum()) == 1
+            assert torch.equal(seen.flagged, seen.mask.flatten(1).any(1))
+    again = Lab(lab.folder, source="one")
+    assert levels_of(again, "toy", RUNS["nulls"]) == levels  # from its file
+
+
+def test_the_best_rival_is_the_one_that_finds_most(lab, monkeypatch):
+    def only(name, subject, prefix, levels):
+        return (seer if name == "official 4" else blind)(subject, prefix, None)
+
+    monkeypatch.setattr(contenders, "seen_by", only)
+    monkeypatch.setattr(contenders, "levels_of", lambda *_: {})
+
+    def plant(subject, seeds):
+        return plant_rows(subject, seeds, "trap", "large")
+
+    best, shares = best_rival(lab, trap_cell(), "of this test", plant, recall.shown)
+    assert best == "official 4"
+    assert shares[best] == 1
+    assert set(shares) == set(RIVALS)
+
+
+def test_overlap_against_numpy():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(30, 6, 7, generator=generator) < 0.2 for _ in range(2))
+    a[0] = b[0] = False
+    assert np.allclose(overlap(a, b).numpy(), iou(a.numpy(), b.numpy()))
+
+
+def test_jumps_are_told_by_what_became_of_them(lab):
+    result = recall.jumps(cell("leaps", "jumps", 64), lab)
+    assert len(result["rows"]["absorbed"]) > 30
+    assert len(result["rows"]["persisting"]) == len(result["rows"]["persisting, rival"])
+    (found,) = (f for f in result["figures"] if (f["measure"], f["run"]) == ("flagged at 1%, absorbed", OURS))
+    hits = result["rows"]["absorbed"].count("1")
+    assert found["value"] == wilson(hits, len(result["rows"]["absorbed"])).value
+
+
+def test_faint_traps_have_the_contrast_that_was_chosen():
+    planted = faint.faint_traps(Toy(), range(64), "textured")
+    wanted = torch.tensor([faint.CONTRASTS[seed % 8] for seed in range(64)], dtype=torch.float64)[list(planted.kept)]
+    torch.testing.assert_close(planted.shown, wanted, rtol=1e-4, atol=1e-4)
+    inside = planted.twins.abs().amax(1)[planted.boxes]
+    assert float(inside.max()) <= 1 - faint.MARGIN * GREY_LEVEL
+    assert faint.faint_traps(Toy(), range(8), "plain") is None
+
+
+def test_plants_of_each_contrast_are_counted():
+    contrast = np.array([2.0, 2.2, 1.9, 0.0, 30.0, 9.0, 2.1])
+    assert faint.first_of_each(contrast, 2).tolist() == [True, True, False, False, True, True, False]
+
+
+@pytest.mark.parametrize(("name", "side"), [("8 px", 8), ("10 %", 5), ("40 %", 10), ("50 %", 11)])
+def test_sides_on_a_grid_of_16(name, side):
+    assert recall.side_of(Toy(), name) == side
+
+
+def test_too_few_traps_are_no_figure(lab):
+    with pytest.raises(MissingAbility, match="no place"):
+        recall.traps(trap_cell("plain", 16), lab)
+    with pytest.raises(MissingAbility, match="traps persist"):
+        recall.traps(trap_cell(count=4), lab)
+
+
+def test_what_was_made_once_is_read_from_its_file(lab):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"a": 1.5}
+
+    assert tuned.kept(lab, "toy", "a thing", make) == {"a": 1.5}
+    assert tuned.kept(lab, "toy", "a thing", make) == {"a": 1.5}
+    lab.cache.clear()
+    assert tuned.kept(lab, "toy", "a thing", make) == {"a": 1.5}
+    assert len(made) == 1
+    tuned.kept(Lab(lab.folder, source="other code"), "toy", "a thing", make)
+    assert len(made) == 2
+    (path,) = (lab.folder / "tuned").glob("toy-a-thing-one.json")
+    path.write_text("{")
+    lab.cache.clear()
+    assert tuned.kept(lab, "toy", "a thing", make) == {"a": 1.5}
+    assert len(made) == 3
+
+
+def test_a_twin_is_compared_with_what_it_is_the_twin_of():
+    assert [tuned.sound(name) for name in ("F1-P30", "F2-W4", "F5", "toy-blend")] == ["F1", "F2", "F5", "toy-blend"]
+
+
+def test_several_times_from_the_same_runs(lab):
+    seeds = TuningSeeds.of(0, 120)
+    found = nulls_at(Toy(), seeds, (5, 10))
+    assert [len(found[t_c].profile) for t_c in (5, 10)] == [4, 9]
+    assert found[10] == null_of(Toy(), seeds)  # 10 is the rule's
+    tables = tuned.tables_at(lab, "toy", 120, (5, 10))
+    assert tables[5] == NullTable((found[5],))
+
+
+def test_the_package_table_pools_its_sources(monkeypatch):
+    seeds = TuningSeeds.of(0, 120)
+    sources = (Toy(), Toy(name="hazy", haze=1.1))
+    table = packaged(Toy(size=32), sources, seeds, (20, 12))
+    assert [len(null.profile) for null in table.nulls] == [5, 9]
+    assert {null.runs for null in table.nulls} == {240}
+    assert table.grid == (32, 32)
+    profiles = [np.array(null_of(one, seeds).profile) for one in sources]
+    expected = np.mean([one / one.mean() for one in profiles], 0)
+    assert np.allclose(table.nulls[1].profile, expected)
+    monkeypatch.setattr(calibration, "packaged_table", lambda: table, raising=False)
+    assert packaged(Toy(), (), seeds, ()) is table
+    with pytest.raises(TypeError, match="tuning seeds"):
+        nulls_at(Toy(), range(3), (5,))
+
+
+def test_all_trials_are_kept_in_order(lab):
+    def plant(subject, seeds):
+        return plant_rows(subject, seeds, "trap", "large")
+
+    small = Lab(lab.folder, source="one", batch=16)
+    one = trap_cell()
+    whole, parts = (try_plants(which, one, range(40), plant, ("max z",)) for which in (lab, small))
+    assert whole.contrast.shape == parts.contrast.shape == (40,)
+    assert whole.scores[OURS].shape == (40, 16, 16)
+    assert np.allclose(whole.contrast[1::2], parts.contrast[1::2])  # foreign content is the batch's
