@@ -244,17 +244,22 @@ def test_several_times_from_the_same_runs(lab):
 def test_the_package_table_pools_its_sources(monkeypatch):
     seeds = TuningSeeds.of(0, 120)
     sources = (Toy(), Toy(name="hazy", haze=1.1))
-    table = packaged(Toy(size=32), sources, seeds, (20, 12))
+    table = packaged(sources, seeds, (20, 12))
     assert [len(null.profile) for null in table.nulls] == [5, 9]
     assert {null.runs for null in table.nulls} == {240}
-    assert table.grid == (32, 32)
+    assert table.grid == (16, 16)
     profiles = [np.array(null_of(one, seeds).profile) for one in sources]
     expected = np.mean([one / one.mean() for one in profiles], 0)
     assert np.allclose(table.nulls[1].profile, expected)
     monkeypatch.setattr(calibration, "packaged_table", lambda: table, raising=False)
-    assert packaged(Toy(), (), seeds, ()) is table
+    assert packaged((), seeds, ()) is table
     with pytest.raises(TypeError, match="tuning seeds"):
         nulls_at(Toy(), range(3), (5,))
+
+
+def test_the_package_table_lies_on_the_family_grid(lab):
+    lab.subjects["toy-large"] = Toy(size=32)
+    assert tuned.packaged_table(lab, "toy-large", 120, (20,)).grid == (32, 32)
 
 
 def test_all_trials_are_kept_in_order(lab):

@@ -26,7 +26,7 @@ class Plot(NamedTuple):
 def plots(figures: Figures) -> list[Plot]:
     """Everything that the results allow, in the order of the suites."""
     made = [*_detection(figures), *_phases(figures), *_acceleration(figures), *_corrections(figures), *_t_c(figures)]
-    made += [*_evaluations(figures), *_probe(figures), *_harm(figures)]
+    made += [*_evaluations(figures), *_probe(figures), *_harm(figures), *_redraw(figures)]
     order = list(SUITES)
     return sorted(made, key=lambda plot: order.index(plot.suite))
 
@@ -201,3 +201,29 @@ def _probe(figures: Figures) -> Iterator[Plot]:
 
 def _harm(figures: Figures) -> Iterator[Plot]:
     yield from _intervals(figures, "harm", "defect rate less original's", "defects that forced masks add", 0.0, "share")
+
+
+def _redraw(figures: Figures) -> Iterator[Plot]:
+    """D11: what each way costs, and what it leaves."""
+    for family in _families(figures, "redraw"):
+        title = f"{family}: defect rate by what each way costs"
+        canvas, axes = _curves(title, "evaluations an image", "defect rate")
+        told = []
+        for i, (name, spent) in enumerate(spent_by(figures, family).items()):
+            one = figures.find("redraw", family, "defect rate", name)
+            colour = COLOURS[i % 8]
+            axes.plot([spent, spent], [one.low, one.high], color=colour, linewidth=1)
+            axes.plot([spent], [one.value], MARKS[i % 8], color=colour, markersize=5, label=name)
+            told.append(f"{name}: {one.value:.3f} at {spent:.1f}")
+        axes.legend(fontsize="x-small")
+        yield Plot("redraw", title, svg_uri(canvas), "; ".join(told))
+
+
+def spent_by(figures: Figures, family: str) -> dict[str, float]:
+    """Mean evaluations an image of each way of D11."""
+    (sets,) = figures.sets("redraw", family).values()
+    total = sum(cell.count for cell, _ in sets)
+    return {
+        name: sum(cell.count * result["values"][name]["evaluations"] for cell, result in sets) / total
+        for name in sets[0][1]["values"]
+    }

@@ -43,8 +43,8 @@ def nulls_at(subject: Subject, seeds: TuningSeeds, times: Sequence[int], chunk: 
     return {t_c: runs.null(len(seeds)) for t_c, runs in gathered.items()}
 
 
-def packaged(subject: Subject, sources: Sequence[Subject], seeds: TuningSeeds, steps: Sequence[int]) -> NullTable:
-    """The table that comes with the package, on the subject's grid.
+def packaged(sources: Sequence[Subject], seeds: TuningSeeds, steps: Sequence[int]) -> NullTable:
+    """The table that comes with the package.
 
     Where the package has none yet: what it is to be made of, the scores of all sources pooled, by a profile that is
     the mean of theirs. Args: seeds, steps: of the sources' runs. Raises: ValueError, TypeError, MissingAbility.
@@ -55,8 +55,7 @@ def packaged(subject: Subject, sources: Sequence[Subject], seeds: TuningSeeds, s
     nulls = []
     for count in steps:
         runs = [ability(source, "with_steps")(count) for source in sources]
-        null = _pooled(runs, seeds)
-        nulls.append(dataclasses.replace(null, grid=tuple(subject.shape[1:])))
+        nulls.append(dataclasses.replace(_pooled(runs, seeds), grid=tuple(sources[0].shape[1:])))
     nulls.sort(key=lambda null: len(null.profile))
     return NullTable(tuple(nulls), "", f"{' and '.join(one.name for one in sources)}, {len(seeds)} runs each")
 

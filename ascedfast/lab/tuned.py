@@ -5,6 +5,7 @@ Files carry the source hash of the family in their name, so other code or weight
 Several processes may make one of them at once: the same numbers, and the last one stays.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -70,11 +71,14 @@ def tables_at(lab: Lab, family: str, runs: int, times: Sequence[int]) -> dict[in
 
 
 def packaged_table(lab: Lab, family: str, runs: int, steps: Sequence[int]) -> NullTable:
-    """The package's, see ``nulls.packaged``; of a toy that of the toys."""
+    """The package's, see ``nulls.packaged``, on the family's grid; of a toy that of the toys."""
     names = ("toy", "toy-blend") if family.startswith("toy") else ("F1", "F3")
 
     def make() -> dict[str, Any]:
-        sources = [lab.subject(name) for name in names]
-        return packaged(lab.subject(family), sources, TuningSeeds.of(0, runs), steps).to_dict()
+        return packaged([lab.subject(name) for name in names], TuningSeeds.of(0, runs), steps).to_dict()
 
-    return NullTable.from_dict(kept(lab, family, f"packaged {runs} runs {' '.join(map(str, steps))}", make))
+    beside = source_of(names[1], lab.source)[:8]  # the name carries the first one's hash already
+    name = f"packaged {runs} runs {' '.join(map(str, steps))} {beside}"
+    table = NullTable.from_dict(kept(lab, names[0], name, make))
+    grid = tuple(lab.subject(family).shape[1:])
+    return dataclasses.replace(table, nulls=tuple(dataclasses.replace(null, grid=grid) for null in table.nulls))
