@@ -265,7 +265,7 @@ def test_the_full_cells_are_as_large_as_the_table_asks():
     assert counts("rates", "F1", steps=37) == [10_000]
     assert counts("mend", "F3-W4") == [5000] * 10
     assert sum(counts("instant", "F1-P30")) == 20_000
-    assert sum(counts("noising", "F4")) == 20_000
+    assert counts("noising", "F4") == [1000] * 10
     assert {c.family for c in cells if c.suite == "rates" and c["packaged"]} == {"F2", "F4", "F5"}
     assert all(c["runs"] == 2000 for c in cells)
     assert {suite for id in IDS for suite in suites_of(id)} == set(SUITES) <= set(ALL)

@@ -34,7 +34,7 @@ def cell(suite, part, count, **settings):
 
 
 def trap_cell(ground="textured", count=128):
-    return cell("recall", f"{ground} 40 %", count, ground=ground, side="40 %")
+    return cell("recall", f"{ground} 40 %", count, ground=ground, side="40 %", most=100)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +198,26 @@ def test_plants_of_each_contrast_are_counted():
 @pytest.mark.parametrize(("name", "side"), [("8 px", 8), ("10 %", 5), ("40 %", 10), ("50 %", 11)])
 def test_sides_on_a_grid_of_16(name, side):
     assert recall.side_of(Toy(), name) == side
+
+
+def test_enough_is_enough(lab):
+    """Batches of 16, until ten traps show: no more are planted."""
+    small = Lab(lab.folder, source="one", batch=16)
+    one = dataclasses.replace(trap_cell(), settings=(*trap_cell().settings, ("most", 10)))
+    shown = len(recall.traps(one, small)["rows"]["hit"])
+    assert 10 <= shown < len(recall.traps(trap_cell(), lab)["rows"]["hit"])
+
+
+def test_tints_move_away_from_the_clip():
+    planted = plant_rows(Toy(), range(48), "trap or tint", 5)
+    tinted = [i for i in range(48) if i % 3 == 0]
+    for i in tinted:
+        plant = planted.prefix.denoiser.plants[i]
+        shift = (plant.content - planted.twins[i])[plant.box.index] / GREY_LEVEL
+        assert float(shift.std()) < 1e-3
+        assert 23.9 < abs(float(shift.mean())) < 96.1
+        assert float(shift.mean()) * float(planted.twins[i][plant.box.index].mean()) < 0
+    assert {plant.source is None for plant in planted.prefix.denoiser.plants} == {True, False}
 
 
 def test_too_few_traps_are_no_figure(lab):

@@ -48,9 +48,10 @@ def rates(family: str, size: str) -> list[Cell]:
 
 def recall(family: str, size: str) -> list[Cell]:
     strata = [("textured", "40 %")] if size == "small" else [(ground, side) for ground in GROUNDS for side in SIDES]
-    count = 64 if size == "small" else 800
+    counts = dict.fromkeys(GROUNDS, 64) if size == "small" else {"plain": 4000, "textured": 1000}
+    settings = {"most": 20 if size == "small" else 240, **_runs(size)}
     return [
-        _cell("recall", family, f"{ground} {side}", size, count, ground=ground, side=side, **_runs(size))
+        _cell("recall", family, f"{ground} {side}", size, counts[ground], ground=ground, side=side, **settings)
         for ground, side in strata
     ]
 
@@ -83,7 +84,7 @@ def redraw(family: str, size: str) -> list[Cell]:
 
 
 def noising(family: str, size: str) -> list[Cell]:
-    count, sets = (40, 3) if size == "small" else (2000, 10)
+    count, sets = (40, 3) if size == "small" else (1000, 10)
     return [_cell("noising", family, "set", size, count, i, runs=_runs(size)["runs"]) for i in range(sets)]
 
 

@@ -35,6 +35,7 @@ NULLS_FROM, PLANTS_FROM = 10_000, 30_000
 Levels = dict[str, tuple[float, float]]
 """Of each rival the scores that every second sound run exceeds, and a share RATE of them."""
 Plant = Callable[[Subject, Sequence[int]], Planted | None]
+Enough = Callable[[np.ndarray, np.ndarray], bool]
 
 
 class Seen(NamedTuple):
@@ -108,9 +109,12 @@ class Trials(NamedTuple):
         return count_scores(self.scores[name][rows], self.boxes[rows])
 
 
-def try_plants(lab: Lab, cell: Cell, seeds: Sequence[int], plant: Plant, rivals: Sequence[str]) -> Trials:
+def try_plants(
+    lab: Lab, cell: Cell, seeds: Sequence[int], plant: Plant, rivals: Sequence[str], enough: Enough | None = None
+) -> Trials:
     """The detector under test and some rivals on planted rows.
 
+    Args: enough: from the contrasts and levels [n] so far, whether later batches may be left.
     Raises: MissingAbility where no row could be planted, or the table does not know this window."""
     subject = lab.subject(cell.family)
     table, levels = own_table(lab, cell.family, cell["runs"]), levels_of(lab, cell.family, cell["nulls"])
@@ -130,6 +134,8 @@ def try_plants(lab: Lab, cell: Cell, seeds: Sequence[int], plant: Plant, rivals:
                 seen = seen_by(name, subject, planted.prefix, levels)
             hit = seen.flagged & (overlap(seen.mask, planted.boxes) >= HIT_IOU)
             rows.append((seen.scores, seen.severity.cpu(), seen.flagged.cpu(), hit.cpu()))
+        if enough is not None and enough(torch.cat(contrast).numpy(), torch.cat(final).numpy()):
+            break
     if not boxes:
         raise MissingAbility(f"{cell.family}: no place for such a plant in {len(seeds)} images")
 

@@ -66,7 +66,11 @@ def faint(cell: Cell, lab: Lab) -> dict[str, Any]:
         return np.ones(len(trials.levels), bool)
 
     rival, shares = best_rival(lab, cell, f"faint {cell['ground']}", plant, every)
-    trials = try_plants(lab, cell, lab.seeds(cell), plant, (rival,))
+
+    def enough(contrast, levels):
+        return bool(first_of_each(contrast, cell["each"]).sum() == cell["each"] * len(CONTRASTS))
+
+    trials = try_plants(lab, cell, lab.seeds(cell), plant, (rival,), enough)
     chosen = first_of_each(trials.contrast, cell["each"])
     if chosen.sum() < LEAST:
         raise MissingAbility(f"{cell.family}: {int(chosen.sum())} places of {cell['ground']} ground for faint traps")

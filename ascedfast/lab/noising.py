@@ -17,6 +17,8 @@ from ascedfast.lab.tuned import own_table
 
 MASK_RATE = 0.5
 """Share of sound runs with a mask: the most that the mode allows, since this asks of the masks' inside alone."""
+OTHERS = 32
+"""Samples whose masks each run is re-noised in, one after another with noise of its own: masks are small."""
 
 
 class Moments:
@@ -55,10 +57,13 @@ def noising(cell: Cell, lab: Lab) -> dict[str, Any]:
     seams = torch.zeros(2, dtype=torch.float64)
     for seeds in lab.batches(lab.seeds(cell)):
         prefix = watch(subject, seeds)
-        mask = permuted(detectors.by_mode(subject.schedule, prefix, config).grown)
+        own = detectors.by_mode(subject.schedule, prefix, config).grown
+        mask = permuted(own)
         x = renoise(subject, prefix, mask, PERTURBATION)
-        before.add(prefix.x, mask)
-        after.add(x, mask)
+        for k in range(1, min(OTHERS, len(own) - 1) + 1):
+            other = own.roll(k, 0)
+            before.add(prefix.x, other)
+            after.add(renoise(subject, prefix, other, PERTURBATION, k), other)
         first = finish(subject, prefix)
         final = finish(subject, prefix, x, mask=mask, original=first)
         seams += seam_sums(subject.decode(first), subject.decode(final), mask).cpu()

@@ -43,7 +43,8 @@ def plant_rows(
     Args:
         kind: "trap-before", "trap-after" (T_c), "trap" (either, by the seed), "jump" or "stroke". Traps hold foreign
             content, a mix of the twin's and the next row's final state, in rows of even seed; in the others their own
-            prediction of two steps before.
+            prediction of two steps before. "trap or tint": as "trap", but every third seed's holds the twin's final
+            state, tinted: on plain ground the next row is often of the same colour.
         side: locations; or "small" (8 locations, or a quarter of the grid), "middle", "large" (half of the area) or
             "mixed".
         ground: "plain", "textured" or "any", of the twin's final image, decoded where the state is a latent.
@@ -160,9 +161,20 @@ def _plant(subject: Subject, twin: Prefix, row: int, seed: int, box: Box, kind: 
     if kind == "jump":
         return Plant.jump(box, start, colour, unit * math.exp(random.uniform(math.log(0.05), 0)))
     total = len(subject.schedule)
-    steps = hold_steps(seed, start, t_c, total, before=kind == "trap-before" or (kind == "trap" and seed // 2 % 2 == 0))
+    before = kind == "trap-before" or (kind in ("trap", "trap or tint") and seed // 2 % 2 == 0)
+    steps = hold_steps(seed, start, t_c, total, before=before)
+    if kind == "trap or tint" and seed % 3 == 0:
+        return Plant.trap(box, start, steps, content=_tinted(twin.x[row], box, unit, random))
     if seed % 2:
         return Plant.trap(box, start, steps, source=start - 2)
     share = random.uniform(0.1, 1.0)
     foreign = twin.x[(row + 1) % len(twin.x)]
     return Plant.trap(box, start, steps, content=(1 - share) * twin.x[row] + share * foreign)
+
+
+def _tinted(x0: Tensor, box: Box, unit: float, random: np.random.Generator) -> Tensor:
+    """x0 with each channel moved by 24 to 96 grey levels (of latents: by that part of ``unit``, their deviation) away
+    from the clip that the box is nearer to."""
+    size = unit * GREY_LEVEL * math.exp(random.uniform(math.log(24), math.log(96)))
+    nearer = x0[box.index].mean((-2, -1), keepdim=True)
+    return x0 - size * torch.where(nearer < 0, -1.0, 1.0)

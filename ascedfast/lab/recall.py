@@ -47,15 +47,24 @@ def bits(flags: np.ndarray) -> str:
 
 
 def traps(cell: Cell, lab: Lab) -> dict[str, Any]:
-    """Traps of one ground and side: those that persist and show, hit at 1 % by the detector and by its best rival."""
+    """Traps of one ground and side: those that persist and show, hit at 1 % by the detector and by its best rival.
+
+    The ground may be rare: seeds are taken until ``most`` of them show, or all are spent."""
     subject = lab.subject(cell.family)
     side = side_of(subject, cell["side"])
 
     def plant(subject, seeds):
-        return plant_rows(subject, seeds, "trap", side, cell["ground"])
+        return plant_rows(subject, seeds, "trap or tint", side, cell["ground"])
 
-    rival, shares = best_rival(lab, cell, f"traps {cell['ground']} {cell['side']}", plant, shown)
-    trials = try_plants(lab, cell, lab.seeds(cell), plant, (rival,))
+    def anywhere(subject, seeds):
+        return plant_rows(subject, seeds, "trap or tint", side)
+
+    rival, shares = best_rival(lab, cell, f"traps {cell['side']}", anywhere, shown)
+
+    def enough(contrast, levels):
+        return bool(shows(contrast, levels).sum() >= cell["most"])
+
+    trials = try_plants(lab, cell, lab.seeds(cell), plant, (rival,), enough)
     chosen = shown(trials)
     if chosen.sum() < LEAST:
         raise MissingAbility(f"{cell.family}: {int(chosen.sum())} traps persist at {CONTRAST:g} levels: {cell.part}")
@@ -77,7 +86,12 @@ def traps(cell: Cell, lab: Lab) -> dict[str, Any]:
 
 def shown(trials: Trials) -> np.ndarray:
     """Traps that persist, of the contrast that counts: bool [n]."""
-    return (trials.levels >= PERSISTING_LEVELS) & (trials.contrast >= CONTRAST)
+    return shows(trials.contrast, trials.levels)
+
+
+def shows(contrast: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """``shown`` of contrasts and levels [n]."""
+    return (levels >= PERSISTING_LEVELS) & (contrast >= CONTRAST)
 
 
 def jumps(cell: Cell, lab: Lab) -> dict[str, Any]:
