@@ -208,6 +208,18 @@ def test_enough_is_enough(lab):
     assert 10 <= shown < len(recall.traps(trap_cell(), lab)["rows"]["hit"])
 
 
+def test_no_more_is_tried_where_there_is_no_place(lab, monkeypatch):
+    monkeypatch.setattr(contenders, "BARREN", 20)
+    tried = []
+
+    def plant(subject, seeds):
+        tried.append(len(seeds))
+
+    with pytest.raises(MissingAbility, match="in 20 images"):
+        try_plants(Lab(lab.folder, source="one", batch=10), trap_cell(), range(100), plant, ())
+    assert tried == [10, 10]
+
+
 def test_tints_move_away_from_the_clip():
     planted = plant_rows(Toy(), range(48), "trap or tint", 5)
     tinted = [i for i in range(48) if i % 3 == 0]

@@ -57,8 +57,11 @@ def recall(family: str, size: str) -> list[Cell]:
 
 
 def faint(family: str, size: str) -> list[Cell]:
-    grounds, count, each = (("textured",), 32, 4) if size == "small" else (GROUNDS, 4800, 300)
-    return [_cell("faint", family, ground, size, count, ground=ground, each=each, **_runs(size)) for ground in grounds]
+    counts, each = ({"textured": 32}, 4) if size == "small" else ({"plain": 9600, "textured": 4800}, 300)
+    return [
+        _cell("faint", family, ground, size, count, ground=ground, each=each, **_runs(size))
+        for ground, count in counts.items()
+    ]
 
 
 def leaps(family: str, size: str) -> list[Cell]:

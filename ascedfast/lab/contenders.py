@@ -32,6 +32,9 @@ HIT_IOU = 0.3
 NULLS_FROM, PLANTS_FROM = 10_000, 30_000
 """First tuning seeds of the rivals' thresholds, and of the plants by which the best rival is chosen."""
 
+BARREN = 1000
+"""Images without a single place for a plant after which no more are tried."""
+
 Levels = dict[str, tuple[float, float]]
 """Of each rival the scores that every second sound run exceeds, and a share RATE of them."""
 Plant = Callable[[Subject, Sequence[int]], Planted | None]
@@ -120,9 +123,13 @@ def try_plants(
     table, levels = own_table(lab, cell.family, cell["runs"]), levels_of(lab, cell.family, cell["nulls"])
     found: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in (OURS, *rivals)}
     boxes, contrast, final = [], [], []
+    tried = 0
     for part in lab.batches(seeds):
         planted = plant(subject, part)
+        tried += len(part)
         if planted is None:
+            if not boxes and tried >= BARREN:
+                break
             continue
         boxes.append(planted.boxes)
         contrast.append(planted.shown.cpu())
@@ -137,7 +144,7 @@ def try_plants(
         if enough is not None and enough(torch.cat(contrast).numpy(), torch.cat(final).numpy()):
             break
     if not boxes:
-        raise MissingAbility(f"{cell.family}: no place for such a plant in {len(seeds)} images")
+        raise MissingAbility(f"{cell.family}: no place for such a plant in {tried} images")
 
     def joined(k: int) -> dict[str, np.ndarray]:
         return {name: torch.cat([row[k] for row in rows]).numpy() for name, rows in found.items()}
