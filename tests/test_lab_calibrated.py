@@ -34,7 +34,7 @@ def cell(suite, part, count, **settings):
 
 
 def trap_cell(ground="textured", count=128):
-    return cell("recall", f"{ground} 40 %", count, ground=ground, side="40 %", most=100)
+    return cell("recall", f"{ground} 40 %", count, ground=ground, side="40 %", most=100, least=8)
 
 
 @pytest.fixture(scope="module")

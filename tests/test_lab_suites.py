@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 
 from ascedfast.cli import app
 from ascedfast.lab import cli, families, plan, probe, repairs, sources, steps, suites
+from ascedfast.lab.bar_page import decided as bars_decided
+from ascedfast.lab.bars import IDS
 from ascedfast.lab.claims import CLAIMS, MissingResults, decide
 from ascedfast.lab.figures import Figures, difference_of
 from ascedfast.lab.report import claims_table, number, write_page, write_table
@@ -113,6 +115,18 @@ def test_the_verdicts_of_the_toy(decided):
     assert verdicts["C11"] == verdicts["C17"] == verdicts["C10"] == "reproduced"
     assert verdicts["C12"] == "not reproduced"  # forced masks do break the toy's clean images
     assert cases["C11"][0].family == "toy-blend"
+
+
+def test_the_bars_of_the_toy_are_decided(figures, folder):
+    rows, parts, missing = bars_decided(folder, FAMILY, "small", "one")
+    assert missing == {}
+    verdicts = {row["id"]: row["met"] for row in rows}
+    assert set(IDS) <= verdicts.keys()
+    assert None not in verdicts.values()
+    assert verdicts["D11"] is True
+    assert verdicts["D3d"] is verdicts["D12d"] is False  # a small run is no evidence
+    assert {part.family for part in parts} == set(FAMILY)
+    json.dumps(rows, allow_nan=False)
 
 
 def test_the_page_stands_alone_and_speaks(figures, decided, tmp_path):

@@ -21,7 +21,7 @@ Suites = Annotated[list[str] | None, typer.Option("--suite", help="A suite; may 
 Families = Annotated[
     list[str] | None, typer.Option("--family", help="A family, or a pipeline's folder; may be given again.")
 ]
-Size = Annotated[str, typer.Option(help="small (a CPU, minutes) or full (a GPU, about an hour).")]
+Size = Annotated[str, typer.Option(help="small (a CPU, minutes) or full (a GPU, about two hours).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Out = Annotated[
     Path | None,

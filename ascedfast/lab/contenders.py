@@ -17,6 +17,7 @@ from ascedfast import AscedConfig
 from ascedfast.calibration.regions import seeded
 from ascedfast.lab import detectors
 from ascedfast.lab.corrections import CONFIGS, Prefix, watch
+from ascedfast.lab.found import HIT_IOU
 from ascedfast.lab.planted import Planted
 from ascedfast.lab.statistics import PooledScores, count_scores, threshold_at_rate
 from ascedfast.lab.subject import MissingAbility, Subject
@@ -28,7 +29,6 @@ SCALES = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 MAPS = ("trajectory variance", "max z")
 RIVALS = (*(f"official {scale:g}" for scale in SCALES), *MAPS)
 RATE = 0.01
-HIT_IOU = 0.3
 NULLS_FROM, PLANTS_FROM = 10_000, 30_000
 """First tuning seeds of the rivals' thresholds, and of the plants by which the best rival is chosen."""
 

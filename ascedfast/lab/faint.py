@@ -13,17 +13,19 @@ from ascedfast.lab.corrections import watch
 from ascedfast.lab.found import figure
 from ascedfast.lab.planted import Planted, beside_twins, start_steps, watch_t_c
 from ascedfast.lab.planting import Plant, hold_steps
-from ascedfast.lab.recall import LEAST, bits
+from ascedfast.lab.recall import bits
 from ascedfast.lab.regions import GREY_LEVEL, draw_box_on
 from ascedfast.lab.subject import MissingAbility, Subject
 from ascedfast.lab.suites import Cell, Lab
 
 CONTRASTS = (2.0, 3.0, 4.5, 7.0, 10.0, 15.0, 22.0, 32.0)
 """Grey levels; a row's by its seed."""
+LEAST = 8
+"""Plants below which there is no fit."""
 MARGIN = 32.0
 """Grey levels between the box's values and the clip: no contrast is cut off."""
-SIDES_A_SIDE = 4
-"""A box has this part of the image's side."""
+BOXES_A_SIDE = 4
+"""So many boxes fit into the image's side."""
 
 
 def faint_traps(subject: Subject, seeds: Sequence[int], ground: str) -> Planted | None:
@@ -35,7 +37,7 @@ def faint_traps(subject: Subject, seeds: Sequence[int], ground: str) -> Planted 
     x = subject.start(seeds)
     twin = watch(subject, seeds, t_c=len(schedule), x=x)
     twins = subject.decode(twin.x)
-    side = max(1, grid[0] // SIDES_A_SIDE)
+    side = max(1, grid[0] // BOXES_A_SIDE)
     boxes = [draw_box_on(seed, side, one, ground, grid, MARGIN) for seed, one in zip(seeds, twins, strict=True)]
     kept = [i for i, box in enumerate(boxes) if box is not None]
     if not kept:

@@ -19,10 +19,7 @@ CONTRAST = 20.0
 """Grey levels from which on a trap counts."""
 SMALLEST_PIXELS = 8
 SHARES = {"10 %": 0.1, "20 %": 0.2, "30 %": 0.3, "40 %": 0.4}
-SIDES = ("8 px", *SHARES, "50 %")
-"""Sides of boxes, by pixels of the image or by the share of its area that they cover at the most."""
-LEAST = 8
-"""Plants below which a cell gives no figure."""
+"""Sides of boxes by the share of the area that they cover at the most; "8 px" and "50 %" stand beside them."""
 
 
 def side_of(subject: Subject, name: str) -> int:
@@ -66,8 +63,9 @@ def traps(cell: Cell, lab: Lab) -> dict[str, Any]:
 
     trials = try_plants(lab, cell, lab.seeds(cell), plant, (rival,), enough)
     chosen = shown(trials)
-    if chosen.sum() < LEAST:
-        raise MissingAbility(f"{cell.family}: {int(chosen.sum())} traps persist at {CONTRAST:g} levels: {cell.part}")
+    if chosen.sum() < cell["least"]:
+        few = f"{int(chosen.sum())} traps persist at {CONTRAST:g} levels, {cell['least']} are needed"
+        raise MissingAbility(f"{cell.family}, {cell.part}: {few}")
     figures = []
     for name, label in ((OURS, OURS), (rival, "rival")):
         hit = trials.hit[name][chosen]
@@ -78,6 +76,8 @@ def traps(cell: Cell, lab: Lab) -> dict[str, Any]:
     rows = {
         "hit": bits(trials.hit[OURS][chosen]),
         "rival": bits(trials.hit[rival][chosen]),
+        "flagged": bits(trials.flagged[OURS][chosen]),
+        "contrast": [round(float(one), 1) for one in trials.contrast[chosen]],
         "severity": [round(float(one), 4) for one in trials.severity[OURS][chosen]],
         "quarter": 4 * side >= subject.shape[1],
     }
