@@ -49,7 +49,7 @@ def rates(family: str, size: str) -> list[Cell]:
 def recall(family: str, size: str) -> list[Cell]:
     strata = [("textured", "40 %")] if size == "small" else [(ground, side) for ground in GROUNDS for side in SIDES]
     counts = dict.fromkeys(GROUNDS, 64) if size == "small" else {"plain": 4000, "textured": 1000}
-    # Below 36 plants, not even a recall of 1 has a lower limit of .9.
+    # Below 35 plants, not even a recall of 1 has a lower limit of .9.
     settings = ({"most": 20, "least": 8} if size == "small" else {"most": 240, "least": 40}) | _runs(size)
     return [
         _cell("recall", family, f"{ground} {side}", size, counts[ground], ground=ground, side=side, **settings)
