@@ -17,7 +17,7 @@ from ascedfast.lab.tuned import own_table
 
 MASK_RATE = 0.5
 """Share of sound runs with a mask: the most that the mode allows, since this asks of the masks' inside alone."""
-OTHERS = 32
+OTHERS = 64
 """Samples whose masks each run is re-noised in, one after another with noise of its own: masks are small."""
 
 
