@@ -197,12 +197,13 @@ def claims(
 def detector(
     family: Families = None,
     size: Size = "full",
-    out: Out = RESULTS,
+    out: Out = None,
     table: Annotated[Path | None, typer.Option(help="Markdown page whose table is written anew.")] = None,
     as_json: Json = False,
 ) -> None:
     """Decide the bars of mode "calibrated" and write detector.json beside the results."""
     check_extra()
+    out = _folder(out, size)
     from ascedfast.lab.bar_page import decided, missing_lines, write_bars
     from ascedfast.lab.cells import StaleResultError
     from ascedfast.lab.sources import source_hash

@@ -28,7 +28,7 @@ def source_hash() -> str:
     """SHA-256 of the code that results depend on: the engine's arithmetic and the laboratory, less what only trains or
     reports; ``emoji`` belongs to the families that it concerns. Read once a process."""
     package = Path(__file__).parent.parent
-    engine = ("config", "detect", "noise", "ops", "process", "reference", "schedule")
+    engine = ("config", "detect", "noise", "ops", "process", "reference", "reference_scores", "schedule")
     files = [package / f"{name}.py" for name in engine] + sorted((package / "calibration").glob("*.py"))
     files += [path for path in (package / "lab").glob("*.py") if path.stem not in (*REPORTING, *TRAINING, "emoji")]
     return _digest(package, files)
