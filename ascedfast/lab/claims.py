@@ -43,12 +43,14 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """id, words, the suites it needs and how it is judged in one family; None: no such measurement there."""
+    """id, words, the suites it needs and how it is judged in one family; None: no such measurement there. unit: of the
+    value, and what n counts."""
 
     id: str
     words: str
     suites: tuple[str, ...]
     judge: Callable[[Figures, str], Case | None] | None
+    unit: str
 
 
 def above(family: str, limit: float, *estimates: Estimate) -> Case:
@@ -232,23 +234,39 @@ def _find(figures: Figures, suite: str, family: str, measure: str, run: str) -> 
 
 
 CLAIMS: tuple[Claim, ...] = (
-    Claim("C1", "artifacts show intense dynamics", ("detection",), c1),
-    Claim("C2", "acceleration, then deceleration", ("acceleration",), c2),
-    Claim("C3", "dynamics at T_c predict what is visible at the end", ("natural",), c3),
-    Claim("C4", "stable phase, middle peak, long tail", ("natural",), c4),
-    Claim("C5", "T_c of .48 is the latest that repairs", ("t_c",), c5),
-    Claim("C6", "beats state replacement, score clipping and the original", ("corrections",), c6),
-    Claim("C7", "keeps diversity better than replacement", ("corrections", "diversity"), c7),
-    Claim("C8", "beats a supervised detector off its domain", (), None),
-    Claim("C9", "image-level accuracy of 57-70 % without supervision", ("accuracy",), c9),
-    Claim("C10", ".09 s an image", (), None),
-    Claim("C11", "no delay, no further evaluation", ("calls",), c11),
-    Claim("C12", "false positives do no harm", ("harm",), c12),
-    Claim("C13", "number of evaluations and artifacts are uncorrelated", ("evaluations",), c13),
-    Claim("C14", "a linear probe is more accurate after correction", ("probe",), c14),
-    Claim("C15", "w(t) evens out the scale over t", ("natural",), c15),
-    Claim("C16", "a stroke is refined where generation keeps its artifacts", ("strokes",), c16),
-    Claim("C17", "parity with the released code", (), None),
+    Claim("C1", "artifacts show intense dynamics", ("detection",), c1, "AUROC, or less the final variance's; plants"),
+    Claim("C2", "acceleration, then deceleration", ("acceleration",), c2, "share of steps or images; of these"),
+    Claim("C3", "dynamics at T_c predict what is visible at the end", ("natural",), c3, "AUROC; images"),
+    Claim("C4", "stable phase, middle peak, long tail", ("natural",), c4, "t/T of the peak; runs"),
+    Claim("C5", "T_c of .48 is the latest that repairs", ("t_c",), c5, "share of the run; seeds"),
+    Claim(
+        "C6", "beats state replacement, score clipping and the original", ("corrections",), c6, "fd_local; seed sets"
+    ),
+    Claim(
+        "C7",
+        "keeps diversity better than replacement",
+        ("corrections", "diversity"),
+        c7,
+        "recall or grey levels; sets or states",
+    ),
+    Claim("C8", "beats a supervised detector off its domain", (), None, ""),
+    Claim("C9", "image-level accuracy of 57-70 % without supervision", ("accuracy",), c9, "accuracy; images"),
+    Claim("C10", ".09 s an image", (), None, "share of the time; pipelines"),
+    Claim("C11", "no delay, no further evaluation", ("calls",), c11, "calls more; runs"),
+    Claim("C12", "false positives do no harm", ("harm",), c12, "fd_local or defect rate; sets or images"),
+    Claim(
+        "C13", "number of evaluations and artifacts are uncorrelated", ("evaluations",), c13, "Spearman's rho; seeds"
+    ),
+    Claim("C14", "a linear probe is more accurate after correction", ("probe",), c14, "accuracy; images"),
+    Claim("C15", "w(t) evens out the scale over t", ("natural",), c15, "coefficient of variation; runs"),
+    Claim(
+        "C16",
+        "a stroke is refined where generation keeps its artifacts",
+        ("strokes",),
+        c16,
+        "grey levels^2 or sd^2; pairs",
+    ),
+    Claim("C17", "parity with the released code", (), None, "share of equal masks; sequences"),
 )
 
 

@@ -79,11 +79,13 @@ def number(value: float | str | None) -> str:
 
 def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, a row a claim."""
-    words = {claim.id: claim.words for claim in CLAIMS}
-    lines = ["| id | claim | verdict | value | 95 % interval | n | made by |", "|---|---|---|---|---|---|---|"]
+    known = {claim.id: claim for claim in CLAIMS}
+    heads = ("id", "claim", "verdict", "value", "95 % interval", "n", "unit; what n counts", "made by")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in verdicts:
         interval = "-" if row["low"] is None else f"{number(row['low'])} to {number(row['high'])}"
-        cells = (row["id"], words[row["id"]], row["verdict"], number(row["value"]), interval, row["n"] or "-")
+        claim = known[row["id"]]
+        cells = (claim.id, claim.words, row["verdict"], number(row["value"]), interval, row["n"] or "-", claim.unit)
         lines.append("| " + " | ".join(str(cell) for cell in cells) + f" | `{row['command']}` |")
     return "\n".join(lines)
 
