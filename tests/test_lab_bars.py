@@ -254,6 +254,20 @@ def test_jumps_and_noise_and_ways():
     assert found["D11"][0].label == "F5, original, 25.0 evaluations"
 
 
+def test_few_jumps_decide_nothing_and_families_without_a_trap_count():
+    rows = dict.fromkeys(("persisting", "persisting, rival", "absorbed", "absorbed, rival"), "1")
+    results = {cell("leaps", "F1"): {"figures": [], "rows": rows | {"persisting, rival": "0"}}}
+    results |= {cell(suite, "F5"): {"absent": "no place"} for suite in ("recall", "noising")}
+    found = by_bar(results)
+    assert "D5b" not in found
+    assert [(part.family, part.estimate.value) for bar in ("D3d", "D12d") for part in found[bar]] == [("F5", 0.0)] * 2
+
+
+def test_a_limit_that_is_no_number_is_outside():
+    bar = next(bar for bar in BARS if bar.id == "D1a")
+    assert bar.margin(Estimate(1.0, 0.9, math.nan, 9)) == bar.margin(Estimate(1.0, math.nan, 1.1, 9)) == -math.inf
+
+
 def test_the_full_cells_are_as_large_as_the_table_asks():
     cells = cells_of(SUITES, None, "full")
     assert len(set(cells)) == len(cells)

@@ -51,10 +51,13 @@ def recall(family: str, size: str) -> list[Cell]:
     counts = dict.fromkeys(GROUNDS, 64) if size == "small" else {"plain": 4000, "textured": 1000}
     # Below 35 plants, not even a recall of 1 has a lower limit of .9.
     settings = ({"most": 20, "least": 8} if size == "small" else {"most": 240, "least": 40}) | _runs(size)
-    return [
-        _cell("recall", family, f"{ground} {side}", size, counts[ground], ground=ground, side=side, **settings)
-        for ground, side in strata
-    ]
+    cells = []
+    for k, (ground, side) in enumerate(strata):
+        # Seeds of their own: what is pooled over sides must be of different images.
+        start = REPORTING_START + k * max(counts.values())
+        chosen = tuple(sorted((settings | {"ground": ground, "side": side}).items()))
+        cells.append(Cell("recall", family, f"{ground} {side}", size, start, counts[ground], chosen))
+    return cells
 
 
 def faint(family: str, size: str) -> list[Cell]:

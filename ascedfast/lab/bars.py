@@ -44,8 +44,7 @@ class Bar:
         """How far the interval lies inside; below 0 outside, minus infinity for what is no number."""
         ends = [one.low - self.low] if self.low is not None else []
         ends += [self.high - one.high] if self.high is not None else []
-        found = min(ends, default=0.0)
-        return -math.inf if math.isnan(found) else found
+        return -math.inf if any(map(math.isnan, ends)) else min(ends, default=0.0)
 
     @property
     def limits(self) -> str:

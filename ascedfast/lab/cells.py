@@ -90,8 +90,8 @@ def read_cells(cells: Sequence[CellT], folder: str | os.PathLike, *, source: str
         results[cell] = entry["result"]
     if stale:
         raise StaleResultError(
-            f"{len(stale)} results were made by other code than {source[:12]}: read them with the code that made them, or "
-            "move them away to compute them anew: " + ", ".join(stale[:5])
+            f"{len(stale)} results were made by other code than {source[:12]}: read them with the code that made them, "
+            "or move them away to compute them anew: " + ", ".join(stale[:5])
         )
     return results
 

@@ -23,6 +23,9 @@ from ascedfast.lab.suites import Result
 Results = Mapping[Cell, Result]
 Pairs = list[tuple[Cell, Result]]
 GAIN_SHARE = 0.25
+LEAST_JUMPS = 20
+"""Persisting jumps of a family without which it has no part in D5: one image more or less decides nothing."""
+NOTHING = Estimate(0.0, 0.0, 0.0, 0)
 UNDECIDED_SIDE = "50 %"
 """Reported, but no bin of D6."""
 
@@ -52,6 +55,12 @@ def _of(results: Results, suite: str) -> dict[str, Pairs]:
         if cell.suite == suite and "absent" not in result:
             found.setdefault(cell.family, []).append((cell, result))
     return found
+
+
+def _none_of(bar: str, results: Results, suite: str) -> Iterator[Part]:
+    """A bar on how many there were, of families whose cells measured nothing."""
+    families = {cell.family for cell in results if cell.suite == suite} - _of(results, suite).keys()
+    yield from (Part(bar, family, NOTHING) for family in sorted(families))
 
 
 def _figures(result: Result, measure: str) -> dict[str, Estimate]:
@@ -103,13 +112,16 @@ def _rates(results: Results) -> Iterator[Part]:
 
 
 def _traps(results: Results) -> Iterator[Part]:
+    yield from _none_of("D3d", results, "recall")
     for family, pairs in _of(results, "recall").items():
         quarter = [(cell, result["rows"]) for cell, result in pairs if result["rows"]["quarter"]]
         for bar, ground in (("D3a", "plain"), ("D3b", "textured")):
             hits = [_bools(rows["hit"]) for cell, rows in quarter if cell["ground"] == ground]
             if hits:
                 yield Part(bar, f"{family}, {ground}", _share(np.concatenate(hits)))
-        if quarter:
+        if not quarter:
+            yield Part("D3d", family, NOTHING)
+        else:
             missed, rival = (np.concatenate([~_bools(rows[name]) for _, rows in quarter]) for name in ("hit", "rival"))
             yield Part("D3c", family, paired_bootstrap(np.mean, missed - 0.5 * rival))
             yield Part("D3d", family, Estimate(*[float(len(missed))] * 3, len(missed)))
@@ -147,7 +159,7 @@ def _leaps(results: Results) -> Iterator[Part]:
             name: np.concatenate([_bools(result["rows"][name]) for _, result in pairs])
             for name in ("persisting", "absorbed", "persisting, rival")
         }
-        if not len(rows["persisting"]):
+        if len(rows["persisting"]) < LEAST_JUMPS:
             continue
         if len(rows["absorbed"]):
             yield Part("D5a", family, less_share(_share(rows["absorbed"]), _share(rows["persisting"]), 1 / 3))
@@ -195,6 +207,7 @@ def _redraw(results: Results) -> Iterator[Part]:
 
 
 def _noising(results: Results) -> Iterator[Part]:
+    yield from _none_of("D12d", results, "noising")
     for family, pairs in _of(results, "noising").items():
         found = [result["values"]["corrected"] for _, result in pairs]
         for bar, measure in (

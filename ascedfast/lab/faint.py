@@ -80,7 +80,7 @@ def faint(cell: Cell, lab: Lab) -> dict[str, Any]:
     for name, label in ((OURS, OURS), (rival, "rival")):
         try:
             half = contrast50(trials.contrast[chosen], trials.hit[name][chosen])
-        except ArithmeticError as error:
+        except (ArithmeticError, ValueError) as error:
             raise MissingAbility(f"{cell.family}: no fit of the contrast at half recall: {error}") from error
         figures.append(figure("contrast at half recall, 1%", label, half))
     contrast = [round(float(one), 2) for one in trials.contrast[chosen]]

@@ -34,6 +34,7 @@ TRIGGERS = (0.05, 0.2, 0.5)
 AFTER = 5
 """Predictions after T_c that a second look takes."""
 SECOND_RATE = 0.2
+WORST = 1e6
 """Share of sound re-noised regions that a second look calls abnormal."""
 
 
@@ -182,7 +183,8 @@ def steered(subject: Subject, drawn: Drawn, look: Null) -> tuple[Tensor, Tensor]
 
     def drawn_by(severity: Tensor, count: int) -> Tensor:
         """[count, R], of severity [K, R]."""
-        weights = (-severity.cpu()).softmax(0).T
+        # What is not finite has no severity, and is drawn last.
+        weights = (-severity.cpu().nan_to_num(nan=WORST, posinf=WORST)).softmax(0).T
         return torch.multinomial(weights, count, True, generator=generator).T.to(severity.device)
 
     ancestors = drawn_by(drawn.severity, TRIES)

@@ -2,14 +2,16 @@
 """What is made once of tuning seeds and used by many cells: kept in memory, and as JSON beside the results.
 
 Files carry the source hash of the family in their name, so other code or weights never meet what they did not make.
-Several processes may make one of them at once: the same numbers, and the last one stays.
+Several processes may make one of them at once: the first one's stays, and all go by it.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ascedfast.calibration.table import NullTable
@@ -29,16 +31,29 @@ def kept(lab: Lab, family: str, name: str, make: Callable[[], Any]) -> Any:
         source = source_of(family, lab.source)
         words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{family}-{name}")
         path = lab.folder / "tuned" / f"{words}-{source[:12]}.json"
-        try:
-            lab.cache[key] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        found = _read(path)
+        if found is None:
             text = json.dumps(make())
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".{path.name}.{os.getpid()}.part")
             part.write_text(text + "\n", encoding="utf-8")
-            part.replace(path)
-            lab.cache[key] = json.loads(text)
+            with contextlib.suppress(FileExistsError):
+                os.link(part, path)  # of several, the first: all cells go by one table
+            part.unlink()
+            found = json.loads(path.read_text(encoding="utf-8"))
+        lab.cache[key] = found
     return lab.cache[key]
+
+
+def _read(path: Path) -> Any | None:
+    """None where nothing is there; what is damaged is taken away."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        path.unlink(missing_ok=True)
+        return None
 
 
 def sound(family: str) -> str:
