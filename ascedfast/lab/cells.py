@@ -174,6 +174,19 @@ def _write(path: Path, entry: dict[str, Any]) -> str:
     return text
 
 
+def keep_first(path: Path, text: str) -> None:
+    """Write a file that is not there yet, whole; of several processes the first one's stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.stem}-", suffix=".part", delete=False
+    ) as new:
+        new.write(text)
+    os.chmod(new.name, 0o644)  # a temporary file is its owner's alone
+    with contextlib.suppress(FileExistsError):
+        os.link(new.name, path)
+    os.unlink(new.name)
+
+
 @contextlib.contextmanager
 def _reporter(console: Console, title: str, total: int, done: int) -> Iterator[Callable[[Any, float | None], None]]:
     """Yields report(cell, seconds), seconds None when it begins."""

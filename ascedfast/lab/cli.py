@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: MIT
 """``ascedfast lab``: run suites, write the report, decide the claims. Heavy imports wait until a command runs."""
 
-import contextlib
 import json
-import os
-import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -108,18 +106,21 @@ def _keep_batch(out: Path, batch: int) -> None:
     """Results of two batch sizes must not meet in one folder: permuted masks come from the next row of the batch.
 
     Several runs may begin in one folder at once."""
+    from ascedfast.lab.cells import keep_first
+
     file = out / "batch.json"
     if not file.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=out, prefix=".batch-", delete=False) as new:
-            new.write(json.dumps(batch))
-        os.chmod(new.name, 0o644)
-        with contextlib.suppress(FileExistsError):
-            os.link(new.name, file)  # of several, the first
-        os.unlink(new.name)
+        keep_first(file, json.dumps(batch))
     kept = _read(file)
     if kept != batch:
         fail(f"the results in {out} were computed with --batch {kept}: use that, or another folder for --batch {batch}")
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A JSON list, a line a row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def _read(path: Path) -> Any:
@@ -181,8 +182,7 @@ def claims(
             write_table(table, verdicts)
     except (MissingResults, ValueError) as error:
         fail(str(error))
-    lines = ",\n".join(json.dumps(row) for row in verdicts)
-    (out / "claims.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    _write_rows(out / "claims.json", verdicts)
     figures.save(out / "figures.json")
     if as_json:
         typer.echo(json.dumps(verdicts))
@@ -214,9 +214,7 @@ def detector(
             write_bars(table, rows, parts)
     except (StaleResultError, ValueError) as error:
         fail(str(error))
-    out.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    (out / "detector.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    _write_rows(out / "detector.json", rows)
     if as_json:
         typer.echo(json.dumps(rows))
         return

@@ -7,6 +7,7 @@ import numpy as np
 
 from ascedfast.lab.bars import Part
 from ascedfast.lab.figures import difference_of, joined_flags
+from ascedfast.lab.flags import flags_of
 from ascedfast.lab.found import RATES, two_sample_auroc
 from ascedfast.lab.plan import Cell
 from ascedfast.lab.statistics import (
@@ -72,10 +73,6 @@ def _figures(result: Result, measure: str) -> dict[str, Estimate]:
     }
 
 
-def _bools(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), np.uint8) == ord("1")
-
-
 def _share(flags: np.ndarray) -> Estimate:
     return wilson(int(flags.sum()), len(flags))
 
@@ -116,18 +113,20 @@ def _traps(results: Results) -> Iterator[Part]:
     for family, pairs in _of(results, "recall").items():
         quarter = [(cell, result["rows"]) for cell, result in pairs if result["rows"]["quarter"]]
         for bar, ground in (("D3a", "plain"), ("D3b", "textured")):
-            hits = [_bools(rows["hit"]) for cell, rows in quarter if cell["ground"] == ground]
+            hits = [flags_of(rows["hit"]) for cell, rows in quarter if cell["ground"] == ground]
             if hits:
                 yield Part(bar, f"{family}, {ground}", _share(np.concatenate(hits)))
         if not quarter:
             yield Part("D3d", family, NOTHING)
         else:
-            missed, rival = (np.concatenate([~_bools(rows[name]) for _, rows in quarter]) for name in ("hit", "rival"))
+            missed, rival = (
+                np.concatenate([~flags_of(rows[name]) for _, rows in quarter]) for name in ("hit", "rival")
+            )
             yield Part("D3c", family, paired_bootstrap(np.mean, missed - 0.5 * rival))
             yield Part("D3d", family, Estimate(*[float(len(missed))] * 3, len(missed)))
         for cell, result in pairs:
             if cell["ground"] == "plain" and cell["side"] != UNDECIDED_SIDE:
-                yield Part("D6", f"{family}, {cell['side']}", _share(_bools(result["rows"]["hit"])))
+                yield Part("D6", f"{family}, {cell['side']}", _share(flags_of(result["rows"]["hit"])))
 
 
 def _auroc(results: Results) -> Iterator[Part]:
@@ -156,7 +155,7 @@ def _faint(results: Results) -> Iterator[Part]:
 def _leaps(results: Results) -> Iterator[Part]:
     for family, pairs in _of(results, "leaps").items():
         rows = {
-            name: np.concatenate([_bools(result["rows"][name]) for _, result in pairs])
+            name: np.concatenate([flags_of(result["rows"][name]) for _, result in pairs])
             for name in ("persisting", "absorbed", "persisting, rival")
         }
         if len(rows["persisting"]) < LEAST_JUMPS:

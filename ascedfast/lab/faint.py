@@ -10,10 +10,10 @@ import torch
 from ascedfast.lab.contenders import OURS, Trials, best_rival, try_plants
 from ascedfast.lab.contrast import contrast50
 from ascedfast.lab.corrections import watch
+from ascedfast.lab.flags import bits
 from ascedfast.lab.found import figure
 from ascedfast.lab.planted import Planted, beside_twins, start_steps, watch_t_c
 from ascedfast.lab.planting import Plant, hold_steps
-from ascedfast.lab.recall import bits
 from ascedfast.lab.regions import GREY_LEVEL, draw_box_on
 from ascedfast.lab.subject import MissingAbility, Subject
 from ascedfast.lab.suites import Cell, Lab

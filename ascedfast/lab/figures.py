@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ascedfast.lab.flags import flags_of
 from ascedfast.lab.sources import source_of
 from ascedfast.lab.statistics import Estimate, paired_bootstrap, seed_set_interval, wilson
 from ascedfast.lab.suites import Cell, Result, command_of
@@ -148,7 +149,7 @@ def joined_flags(sets: list[tuple[Cell, Result]]) -> dict[str, np.ndarray]:
     """bool [n] of each run, over all seed sets in order."""
     runs = sets[0][1]["flags"]
     text = {run: "".join(result["flags"].get(run, "") for _, result in sets) for run in runs}
-    return {run: np.frombuffer(one.encode(), np.uint8) == ord("1") for run, one in text.items() if one}
+    return {run: flags_of(one) for run, one in text.items() if one}
 
 
 def _column(values: list[dict[str, dict[str, float]]], run: str, measure: str) -> list[float] | None:

@@ -12,8 +12,8 @@ from ascedfast.calibration.judge import RATE
 from ascedfast.calibration.table import NullTable
 from ascedfast.lab import detectors
 from ascedfast.lab.corrections import CONFIGS, PERTURBATION, Prefix, finish, renoise, t_c_of, watch
+from ascedfast.lab.flags import bits
 from ascedfast.lab.mend import prefix_at
-from ascedfast.lab.recall import bits
 from ascedfast.lab.steps import judged
 from ascedfast.lab.subject import MissingAbility, Subject, ability
 from ascedfast.lab.suites import T_C_SHARES, Cell, Lab

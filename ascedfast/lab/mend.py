@@ -17,8 +17,8 @@ from ascedfast.calibration.judge import RATE
 from ascedfast.lab import detectors
 from ascedfast.lab.corrections import PERTURBATION, Prefix, finish, permuted, renoise, watch
 from ascedfast.lab.distributions import fd_local, precision_recall
+from ascedfast.lab.flags import bits
 from ascedfast.lab.found import figure, two_sample_auroc
-from ascedfast.lab.recall import bits
 from ascedfast.lab.repairs import NEAREST, features
 from ascedfast.lab.seeds import REPORTING_START
 from ascedfast.lab.statistics import count_scores, pooled_auroc

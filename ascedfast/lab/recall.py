@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ascedfast.lab.contenders import OURS, Trials, best_rival, try_plants
+from ascedfast.lab.flags import bits
 from ascedfast.lab.found import figure
 from ascedfast.lab.planted import plant_rows
 from ascedfast.lab.planting import ABSORBED_LEVELS, PERSISTING_LEVELS
@@ -37,10 +38,6 @@ def pixels_of(subject: Subject) -> int:
     """Side of the image."""
     family = getattr(subject, "family", None)
     return subject.shape[1] if family is None else family.image_shape[1]
-
-
-def bits(flags: np.ndarray) -> str:
-    return "".join("01"[int(one)] for one in flags)
 
 
 def traps(cell: Cell, lab: Lab) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ascedfast.calibration.table import Null, NullTable
 from ascedfast.calibration.windows import smoothed
 from ascedfast.lab import detectors
 from ascedfast.lab.corrections import PERTURBATION, Prefix, finish, renoise, watch
-from ascedfast.lab.recall import bits
+from ascedfast.lab.flags import bits
 from ascedfast.lab.regions import draw_box, largest_side
 from ascedfast.lab.seeds import TuningSeeds
 from ascedfast.lab.steps import judged
@@ -34,8 +34,9 @@ TRIGGERS = (0.05, 0.2, 0.5)
 AFTER = 5
 """Predictions after T_c that a second look takes."""
 SECOND_RATE = 0.2
-WORST = 1e6
 """Share of sound re-noised regions that a second look calls abnormal."""
+WORST = 1e6
+"""Severity that stands for what is not finite."""
 
 
 class Drawn(NamedTuple):
@@ -183,7 +184,6 @@ def steered(subject: Subject, drawn: Drawn, look: Null) -> tuple[Tensor, Tensor]
 
     def drawn_by(severity: Tensor, count: int) -> Tensor:
         """[count, R], of severity [K, R]."""
-        # What is not finite has no severity, and is drawn last.
         weights = (-severity.cpu().nan_to_num(nan=WORST, posinf=WORST)).softmax(0).T
         return torch.multinomial(weights, count, True, generator=generator).T.to(severity.device)
 

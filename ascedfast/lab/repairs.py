@@ -25,6 +25,7 @@ from ascedfast.lab.corrections import (
     watch,
 )
 from ascedfast.lab.distributions import fd_local, kid_local, precision_recall
+from ascedfast.lab.flags import bits
 from ascedfast.lab.found import figure, more_detectors
 from ascedfast.lab.regions import change_outside, diversity_inside, mean_pairwise_distance, seam_energy
 from ascedfast.lab.seeds import REPORTING_START
@@ -68,7 +69,7 @@ class _Collected:
         return found
 
     def flags(self) -> str:
-        return "".join("01"[int(one)] for part in self.defective for one in part)
+        return bits(one for part in self.defective for one in part)
 
 
 def features(subject: Subject, images: Tensor) -> Tensor:
@@ -237,7 +238,7 @@ def evaluations(cell: Cell, lab: Lab) -> dict[str, Any]:
         figures.append(figure("defect rate, second judge", "original", rate))
     for mode, parts in flagged.items():
         figures.append(figure("flagged, own threshold", mode, wilson(int(torch.cat(parts).sum()), len(one))))
-    return {"figures": figures, "flags": {"original": "".join("01"[int(flag)] for flag in one)}}
+    return {"figures": figures, "flags": {"original": bits(one)}}
 
 
 def calls(cell: Cell, lab: Lab) -> dict[str, Any]:
@@ -268,8 +269,3 @@ def calls(cell: Cell, lab: Lab) -> dict[str, Any]:
         for more in [counts[mode] - counts["original"]]
     ]
     return {"figures": figures, "series": {"calls": counts}}
-
-
-def flags_of(text: str) -> np.ndarray:
-    """ "0110" as bool [n]."""
-    return np.frombuffer(text.encode(), dtype=np.uint8) == ord("1")

@@ -5,16 +5,15 @@ Files carry the source hash of the family in their name, so other code or weight
 Several processes may make one of them at once: the first one's stays, and all go by it.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ascedfast.calibration.table import NullTable
+from ascedfast.lab.cells import keep_first
 from ascedfast.lab.nulls import nulls_at, packaged, table_of
 from ascedfast.lab.plan import role_of
 from ascedfast.lab.seeds import TuningSeeds
@@ -34,12 +33,7 @@ def kept(lab: Lab, family: str, name: str, make: Callable[[], Any]) -> Any:
         found = _read(path)
         if found is None:
             text = json.dumps(make())
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{os.getpid()}.part")
-            part.write_text(text + "\n", encoding="utf-8")
-            with contextlib.suppress(FileExistsError):
-                os.link(part, path)  # of several, the first: all cells go by one table
-            part.unlink()
+            keep_first(path, text + "\n")  # all cells go by one table
             found = json.loads(path.read_text(encoding="utf-8"))
         lab.cache[key] = found
     return lab.cache[key]
