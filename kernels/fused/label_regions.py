@@ -14,7 +14,7 @@ row is small enough for one program:
 
 Bound: a union takes at most ROUNDS rounds. A region of at most ROUNDS runs always needs fewer, and so does every plane
 of 128 x 128. A row in which a union ran out of rounds has ``overflow`` set and nothing kept: its labels may split a
-region in several, each of them connected. Every other loop follows paths that only fall, and ends by itself.
+region in several. Every other loop follows paths that only fall, and ends by itself.
 """
 
 import math
