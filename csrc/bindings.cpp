@@ -155,7 +155,8 @@ Args:
     kept: address of contiguous uint8 or bool of that shape. Written: 1 inside the regions that the rules keep.
     connectivity: 6 or 26; where depth is 1 also 4 or 8, their equals there.
     min_area, max_area: locations; kept regions have min_area < size < max_area. max_area may be inf.
-    core_width: kept regions hold a full core_width x core_width block inside one frame; 1 = no such rule.
+    core_width: kept regions hold a full core_width x core_width block inside one frame; 1 = no such rule; 0 = kept
+        regions hold a location of value 2 (bit 1 of its byte is set).
 
 Linear in the locations, deterministic, rows independent of each other. Releases the GIL.
 Bad arguments raise ValueError before anything is written.)doc");

@@ -36,7 +36,7 @@ struct Workspace {
     std::vector<uint64_t> plane;       // [height, words] one frame of the mask, a bit a location
     std::vector<Run> runs;             // [runs] in raster order
     std::vector<int64_t> first_run;    // [depth * height + 1] where each line's runs start
-    std::vector<uint8_t> run_core;     // [runs] 1 where the run meets the eroded mask
+    std::vector<uint8_t> run_core;     // [runs] 1 where the run meets the eroded mask, or holds a seed
     std::vector<int64_t> parent;       // [runs] union-find, parent[i] <= i; later the region of each run
     std::vector<int64_t> area;         // [regions]
     std::vector<uint8_t> region_kept;  // [regions] 1 where the region holds a core, later where it is kept
@@ -129,6 +129,12 @@ bool any_bit(const uint64_t* words, Run run) {
     return std::any_of(words + first + 1, words + last, [](uint64_t word) { return word != 0; });
 }
 
+bool any_seed(const uint8_t* line, int64_t stride, Run run) {
+    uint8_t all = 0;
+    for (int64_t x = run.begin; x < run.end; ++x) all |= line[x * stride];
+    return all & kSeed;
+}
+
 // Rem's union: interleaves the two climbs and shortens both paths. Parents only ever point to smaller runs.
 inline void unite(int64_t* parent, int64_t a, int64_t b) {
     while (parent[a] != parent[b]) {
@@ -172,12 +178,14 @@ void find_runs(Workspace& space, const uint8_t* mask, const Dims& strides, const
         }
         space.run_core.resize(space.runs.size(), core_width == 1);
         if (core_width == 1) continue;
-        erode(space.plane, height, words, core_width);
+        if (core_width > 1) erode(space.plane, height, words, core_width);
         for (int64_t y = 0; y < height; ++y) {
             const uint64_t* line = &space.plane[y * words];
+            const uint8_t* bytes = mask + z * strides[1] + y * strides[2];
             for (int64_t i = space.first_run[frame_line + y]; i < space.first_run[frame_line + y + 1]; ++i) {
                 const Run run = space.runs[i];
-                space.run_core[i] = run.end - run.begin >= core_width && any_bit(line, run);
+                space.run_core[i] = core_width == 0 ? any_seed(bytes, strides[3], run)
+                                                    : run.end - run.begin >= core_width && any_bit(line, run);
             }
         }
     }
@@ -257,7 +265,7 @@ void check_label_regions(const Dims& shape, const RegionRules& rules, bool addre
            std::to_string(connectivity) + " with depth " + std::to_string(shape[1]));
     expect(!std::isnan(rules.min_area), "min_area to be a number", "nan");
     expect(!std::isnan(rules.max_area), "max_area to be a number", "nan");
-    expect(rules.core_width >= 1, "core_width of at least 1", std::to_string(rules.core_width));
+    expect(rules.core_width >= 0, "core_width of at least 0", std::to_string(rules.core_width));
     const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
     expect(empty || addresses_given, "addresses of mask, labels and kept", "a null pointer");
 }

@@ -36,18 +36,18 @@ __global__ void __launch_bounds__(kRowThreads, 1) label_row(Task task) {
     uint32_t* bits = entry + total * kSlots;
     uint32_t* sums = bits + total;
     const Part part = {reinterpret_cast<uint16_t*>(bits), bits, entry, task.depth * task.height, task.words};
-    load_part(part, task, task.mask + static_cast<int64_t>(blockIdx.x) * task.row_stride, 0, part.lines, 0);
+    const uint8_t* const mask = task.mask + static_cast<int64_t>(blockIdx.x) * task.row_stride;
+    load_part(part, task, mask, 0, part.lines, 0);
     start_runs(part);
     join_part(part, task.height, task.corners);
     flatten_part(part);
     measure_part(part);
 
     for (uint32_t i = threadIdx.x; i < total; i += blockDim.x) {
-        const uint32_t y = i / task.words % task.height;
-        const uint32_t corners = block_corners(bits + i, y, i % task.words, task.height, task.words, task.core_width);
-        for (uint32_t rest = corners == 0 ? 0 : bits[i]; rest != 0;) {
+        const uint32_t cores = bits[i] == 0 ? 0 : cores_of(task, mask, i, bits + i);
+        for (uint32_t rest = cores == 0 ? 0 : bits[i]; rest != 0;) {
             const Run run = take_run(i, rest);
-            if (run.mask & corners) mark_core(entry + root_of(entry, run.slot));
+            if (run.mask & cores) mark_core(entry + root_of(entry, run.slot));
         }
     }
     __syncthreads();
@@ -139,11 +139,11 @@ __global__ void __launch_bounds__(kChunk) merge_tiles(Task task, Scratch scratch
 
 __global__ void __launch_bounds__(kChunk) measure(Task task, Scratch scratch, uint32_t chunks) {
     const uint32_t total = task.row_words(), chunk = blockIdx.x % chunks, at = chunk * kChunk + threadIdx.x;
-    const Scratch own = scratch.of_row(blockIdx.x / chunks, total, chunks);
-    const uint32_t y = at / task.words % task.height;
+    const uint32_t row = blockIdx.x / chunks;
+    const Scratch own = scratch.of_row(row, total, chunks);
     uint32_t rest = at < total ? own.bits[at] : 0;
-    const uint32_t corners =
-        rest == 0 ? 0 : block_corners(own.bits + at, y, at % task.words, task.height, task.words, task.core_width);
+    const uint8_t* const mask = task.mask + static_cast<int64_t>(row) * task.row_stride;
+    const uint32_t cores = rest == 0 ? 0 : cores_of(task, mask, at, own.bits + at);
     uint32_t roots = 0;
     while (__any_sync(kAllLanes, rest != 0)) {
         const bool active = rest != 0;
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kChunk) measure(Task task, Scratch scratch, ui
         const uint32_t area = active && !is_root ? own.info[run.slot] : 0;
         if (active && !is_root) own.parent[run.slot] = root;
         add_to_roots(own.info, area != 0, root, area);
-        if (run.mask & corners) mark_core(own.info + root);
+        if (run.mask & cores) mark_core(own.info + root);
     }
     uint32_t all = 0;
     block_scan(roots, reinterpret_cast<uint32_t*>(shared_memory()), all);

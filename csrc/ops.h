@@ -15,8 +15,10 @@ struct RegionRules {
     int connectivity;         // 4 or 8 (depth 1 only), 6 or 26
     double min_area;          // locations; a region is kept if min_area < size < max_area
     double max_area;          // may be infinite
-    std::int64_t core_width;  // locations; a kept region holds a full core_width^2 block inside one frame
+    std::int64_t core_width;  // locations; a kept region holds a full core_width^2 block inside one frame; 0: a seed
 };
+
+constexpr std::uint8_t kSeed = 2;  // the bit of a mask's byte that makes a location a seed
 
 // Connected regions of every row, and which of them the rules keep.
 void label_regions(const std::uint8_t* mask,  // [rows, depth, height, width], nonzero = set

@@ -15,6 +15,7 @@ using std::uint64_t;
 using std::uint8_t;
 
 constexpr uint32_t kRoot = 1u << 31, kCore = 1u << 30;  // flags in a root's entry beside its area or label
+constexpr uint8_t kAnyBit = 0xff;                       // of a mask's byte
 
 // What a row looks like and what is asked of it. A word is 32 locations of a line; each line begins a new word.
 struct Task {
@@ -25,8 +26,8 @@ struct Task {
     uint8_t* kept;                         // the same
     uint8_t* overflow;                     // [rows] set to 0
     uint32_t least, most;                  // locations of a kept region
-    uint32_t core_width;
-    bool corners;  // regions also connect over edges and corners
+    uint32_t core_width;                   // 0: a kept region holds a seed
+    bool corners;                          // regions also connect over edges and corners
 
     __host__ __device__ uint32_t row_words() const { return depth * height * words; }
     __host__ __device__ uint64_t row_size() const { return static_cast<uint64_t>(depth) * height * width; }
@@ -39,17 +40,38 @@ __device__ inline uint32_t pack4(uint32_t bytes) {
     return (bytes & 0x01010101u) * 0x01020408u >> 24 & 0xfu;
 }
 
-// Sixteen locations as bits; zeros beyond `count`.
-__device__ inline uint32_t read_bits(const uint8_t* first, int64_t stride, uint32_t count) {
+// Sixteen locations as bits, set where the byte has one of the bits asked for; zeros beyond `count`.
+__device__ inline uint32_t read_bits(const uint8_t* first, int64_t stride, uint32_t count, uint8_t asked) {
     if (stride == 1 && count >= 16 && reinterpret_cast<std::uintptr_t>(first) % 16 == 0) {
         const uint4 bytes = *reinterpret_cast<const uint4*>(first);
-        return pack4(bytes.x) | pack4(bytes.y) << 4 | pack4(bytes.z) << 8 | pack4(bytes.w) << 12;
+        const uint32_t four = asked * 0x01010101u;
+        return pack4(bytes.x & four) | pack4(bytes.y & four) << 4 | pack4(bytes.z & four) << 8 |
+               pack4(bytes.w & four) << 12;
     }
     uint32_t bits = 0;
     for (uint32_t i = 0; i < 16; ++i) {
-        if (i < count && first[i * stride] != 0) bits |= 1u << i;
+        if (i < count && first[i * stride] & asked) bits |= 1u << i;
     }
     return bits;
+}
+
+// The same of a line of a row from x on, zeros beyond the line. Lines are counted through the frames of the row.
+__device__ inline uint32_t read_half(const Task& task, const uint8_t* row, uint32_t line, uint32_t x, uint8_t asked) {
+    if (x >= task.width) return 0;
+    const int64_t z = line / task.height, y = line % task.height;
+    const uint8_t* first = row + z * task.frame_stride + y * task.line_stride + x * task.stride;
+    return read_bits(first, task.stride, task.width - x, asked);
+}
+
+// The bits of word i of a row that make a core of its runs: seeds, or first corners of full blocks. `word` holds its
+// bits, and those of the words behind it follow.
+__device__ inline uint32_t cores_of(const Task& task, const uint8_t* row, uint32_t i, const uint32_t* word) {
+    const uint32_t line = i / task.words, column = i % task.words;
+    if (task.core_width == 0) {
+        const uint32_t x = column * 32;
+        return read_half(task, row, line, x, kSeed) | read_half(task, row, line, x + 16, kSeed) << 16;
+    }
+    return block_corners(word, line % task.height, column, task.height, task.words, task.core_width);
 }
 
 // A part of a row in shared memory: `lines` lines, of each `words` words.
@@ -70,12 +92,7 @@ __device__ inline void load_part(const Part& part,
     const uint32_t halves = part.words * 2;
     for (uint32_t i = threadIdx.x; i < part.lines * halves; i += blockDim.x) {
         const uint32_t line = first_line + i / halves, x = first_word * 32 + i % halves * 16;
-        uint32_t bits = 0;
-        if (i / halves < lines_there && x < task.width) {
-            const int64_t z = line / task.height, y = line % task.height;
-            const uint8_t* first = mask + z * task.frame_stride + y * task.line_stride + x * task.stride;
-            bits = read_bits(first, task.stride, task.width - x);
-        }
+        const uint32_t bits = i / halves < lines_there ? read_half(task, mask, line, x, kAnyBit) : 0;
         part.halves[i] = static_cast<uint16_t>(bits);
     }
     __syncthreads();

@@ -356,7 +356,7 @@ def test_errors_name_expected_and_got(backend, mask, rules, error, words):
         ({"connectivity": 5}, ["4, 8, 6 or 26", "got 5"]),
         ({"connectivity": 8, "shape": (1, 2, 2, 2)}, ["6 or 26", "got 8 with depth 2"]),
         ({"shape": (1, 1, -2, 2)}, ["at least 0", "got -2"]),
-        ({"core_width": 0}, ["core_width", "got 0"]),
+        ({"core_width": -1}, ["core_width", "got -1"]),
         ({"min_area": math.nan}, ["min_area", "got nan"]),
         ({"labels": 0}, ["labels", "null pointer"]),
     ],

@@ -212,7 +212,7 @@ def test_a_caller_without_torch():
         ({"connectivity": 5}, ["4, 8, 6 or 26", "got 5"]),
         ({"connectivity": 8, "shape": (1, 2, 2, 2)}, ["6 or 26", "got 8 with depth 2"]),
         ({"shape": (1, 1, -2, 2)}, ["at least 0", "got -2"]),
-        ({"core_width": 0}, ["core_width", "got 0"]),
+        ({"core_width": -1}, ["core_width", "got -1"]),
         ({"min_area": math.nan}, ["min_area", "got nan"]),
         ({"labels": 0}, ["labels", "null pointer"]),
         ({"shape": (1, 1, 1 << 15, 1 << 15)}, ["1073741823 locations", "1073741824"]),
