@@ -36,7 +36,7 @@ _COUNTED = tl.constexpr(1024)  # bands that the last program of a row counts at 
 
 @triton.jit
 def _row(
-    mask,  # [R, D, H, W] bool as uint8
+    mask,  # [R, D, H, W] bool as uint8, or levels
     forest,  # [R, n] int32
     area,  # [R, n] int32
     kept,  # [R, n] uint8
@@ -96,7 +96,7 @@ def _row(
 
 @triton.jit
 def _bands(
-    mask,  # [R, D, H, W] bool as uint8
+    mask,  # [R, D, H, W] bool as uint8, or levels
     forest,  # [R, n] int32
     area,  # [R, n] int32
     kept,  # [R, n] uint8
@@ -293,7 +293,7 @@ def label_regions(
     low, high = _bounds(min_area, max_area)
     reach = int(connectivity in (8, 26))
     lines = {"LINES": 1 if depth == 1 else 2 + 2 * reach, "REACH": reach, "ROUNDS": rounds}
-    core = {"CORE_WIDTH": core_width}
+    core = {"CORE_WIDTH": 0 if mask.dtype == torch.uint8 else core_width}  # 0: the seeds are the cores
     sizes = (height, width, locations)
     strides = strides_of(mask, 1)
     bits, flags = kept.view(torch.uint8), overflow.view(torch.uint8)

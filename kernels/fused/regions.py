@@ -11,6 +11,7 @@ from ascedfast.kernels.forest import root_of, shorten, unite
 from ascedfast.kernels.grid import offset_of
 
 CORE = tl.constexpr(1 << 30)  # marks, in the area of a root, that its region holds a core
+SEED = tl.constexpr(2)  # the bit of a level that makes its location a seed, a core where CORE_WIDTH is 0
 
 
 @triton.jit
@@ -88,10 +89,10 @@ def unite_parts(forest, i, first, ok, width, ROUNDS: tl.constexpr):
 
 @triton.jit
 def label_band(
-    mask,  # of the row, [D, H, W] bool as uint8
+    mask,  # of the row, [D, H, W] bool as uint8, or levels
     forest,  # of the row, [n] int32, written
     area,  # of the row, [n] int32, set to 0 in the end
-    kept,  # of the row, [n] uint8, written: the last `core_width` locations of the line are set
+    kept,  # of the row, [n] uint8, written: the last `core_width` locations of the line are set; 0: this one is a seed
     i,
     ok,
     height,
@@ -109,7 +110,8 @@ def label_band(
     """Step 1: the trees of one band. True if a union was given up."""
     at = mask + offset_of(i, height, width, mask_d, mask_h, mask_w)
     x = i - i // width * width
-    is_set = tl.load(at, ok, other=0) != 0
+    level = tl.load(at, ok, other=0)
+    is_set = level != 0
     begins = is_set & (tl.load(at - mask_w, ok & (x > 0) & (i > first), other=0) == 0)
     # The area's memory lists the runs first: a running count finds a location's run in the list.
     listed = area + first + tl.cumsum(begins.to(tl.int32), 0) - 1
@@ -119,12 +121,15 @@ def label_band(
     tl.debug_barrier()
     tl.store(area + i, i * 0, ok)
     tl.store(forest + i, run, ok)
-    long = is_set & (i - run + 1 >= CORE_WIDTH)
-    if PARTS:
-        long = is_set
-        for back in range(CORE_WIDTH):
-            long = long & (tl.load(at - back * mask_w, long & (x >= back), other=0) != 0)
-    tl.store(kept + i, long.to(tl.uint8), ok)
+    if CORE_WIDTH == 0:
+        tl.store(kept + i, ((level & SEED) != 0).to(tl.uint8), ok)
+    else:
+        long = is_set & (i - run + 1 >= CORE_WIDTH)
+        if PARTS:
+            long = is_set
+            for back in range(CORE_WIDTH):
+                long = long & (tl.load(at - back * mask_w, long & (x >= back), other=0) != 0)
+        tl.store(kept + i, long.to(tl.uint8), ok)
     tl.debug_barrier()
     lost = width < 0  # no
     if not PARTS:
@@ -156,6 +161,11 @@ def gather_regions(forest, area, kept, labels, i, ok, first, end, height, width,
     tl.store(labels + i, root, ok)
     size = i - tl.where(before, entry, i) + 1
     tl.atomic_add(area + root, size, mask=is_set & ~after, sem="relaxed")
+    if CORE_WIDTH == 0:
+        seed = tl.load(kept + i, is_set, other=0) != 0
+        also = tl.load(kept + i - 1, seed & (x > 0), other=0) != 0
+        # The first one of a stretch speaks for all of it.
+        tl.atomic_or(area + root, i * 0 + CORE, mask=seed & ~also, sem="relaxed")
     if CORE_WIDTH > 1:
         # A location is the last corner of a block if the CORE_WIDTH lines up to its own end runs of that length there.
         inner = is_set & (line - line // height * height >= CORE_WIDTH - 1)
@@ -181,7 +191,7 @@ def write_regions(forest, area, kept, labels, roots, overflow, i, ok, band, low,
     tl.store(labels + i, tl.where(is_set, number, 0), ok)
     size = tl.load(area + root, is_set, other=0)
     keep = is_set & (tl.load(overflow) == 0)
-    if CORE_WIDTH > 1:
+    if CORE_WIDTH != 1:
         keep = keep & (size >= CORE)
         size = size & (CORE - 1)
     tl.store(kept + i, (keep & (size >= low) & (size <= high)).to(tl.uint8), ok)
