@@ -26,7 +26,7 @@ def _queue(device: torch.device) -> tuple[int, int]:
 def label_regions(
     mask: Tensor, connectivity: int, min_area: float, max_area: float, core_width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``ops.label_regions`` of bool [R, D, H, W] on a CUDA device, any strides; arguments already checked.
+    """``ops.label_regions`` of bool or levels [R, D, H, W] on a CUDA device, any strides; arguments already checked.
 
     Returns: labels int32 and kept bool, contiguous, of mask's shape; overflow bool [R], False. Raises: ValueError
     beyond 2**30 - 1 locations a row, RuntimeError where CUDA refuses a launch.
@@ -48,7 +48,7 @@ def label_regions(
         connectivity,
         float(min_area),
         float(max_area),
-        core_width,
+        0 if mask.dtype == torch.uint8 else core_width,  # 0: the seeds are the cores
         *scratch,
         *_queue(mask.device),
     )

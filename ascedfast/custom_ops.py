@@ -100,8 +100,8 @@ def label_regions(
 
 @label_regions.register_fake
 def _(mask, connectivity, min_area, max_area, core_width, backend):
-    labels, kept = mask.new_empty(mask.shape, dtype=torch.int32), mask.new_empty(mask.shape)
-    return labels, kept, mask.new_empty(mask.shape[0])
+    labels, kept = (mask.new_empty(mask.shape, dtype=dtype) for dtype in (torch.int32, torch.bool))
+    return labels, kept, mask.new_empty(mask.shape[0], dtype=torch.bool)
 
 
 @torch.library.custom_op("ascedfast::dilate_mask", mutates_args=())

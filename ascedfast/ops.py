@@ -33,9 +33,9 @@ def _check_states(x: Tensor, *others: tuple[str, Tensor], name: str = "x") -> No
             raise TypeError(f"{label} must be of a float dtype, got {other.dtype}")
 
 
-def _check_mask(mask: Tensor) -> None:
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool, got {mask.dtype}")
+def _check_mask(mask: Tensor, levels: bool = False) -> None:
+    if mask.dtype != torch.bool and not (levels and mask.dtype == torch.uint8):
+        raise TypeError(f"mask must be bool{' or uint8 levels' if levels else ''}, got {mask.dtype}")
     _check(mask.dim() in (3, 4), f"mask must be [R, H, W] or [R, D, H, W], got {tuple(mask.shape)}")
 
 
@@ -230,10 +230,12 @@ def label_regions(
     """Connected regions of each row, which of them are kept, and whether a row overflowed.
 
     Args:
-        mask: bool [R, H, W] or [R, D, H, W], any strides.
+        mask: bool [R, H, W] or [R, D, H, W], any strides; or uint8 levels: 0 ground, 1 set, 2 set and a seed (other
+            values unchecked).
         connectivity: 4 or 8 in 2D, 6 or 26 in 3D.
         min_area, max_area: kept where min_area < locations < max_area, both strict.
-        core_width: and where the region holds a full core_width x core_width block of one (H, W) plane.
+        core_width: and where the region holds a full core_width x core_width block of one (H, W) plane. With levels
+            it must be 1, and a region is kept where it holds a seed.
     Returns: labels int32 (0 ground; regions 1.. of each row in raster order of their first location, dropped ones
         too) and kept bool, both of mask's shape. Equal to scipy.ndimage.label.
         overflow bool [R], on mask's device: the row needs more rounds than the triton kernel does (see its bound);
@@ -243,10 +245,12 @@ def label_regions(
     if torch.compiler.is_compiling():
         rules = (connectivity, float(min_area), float(max_area), core_width)
         return torch.ops.ascedfast.label_regions(mask, *rules, backend)
-    _check_mask(mask)
+    _check_mask(mask, levels=True)
     allowed = (4, 8) if mask.dim() == 3 else (6, 26)
     _check(connectivity in allowed, f"connectivity of a {mask.dim() - 1}D grid must be in {allowed}: {connectivity}")
     _check(_whole(core_width, 1), f"core_width must be an int of at least 1, got {core_width!r}")
+    levels = mask.dtype == torch.uint8
+    _check(not levels or core_width == 1, f"core_width must be 1 with uint8 levels, got {core_width}")
     _check(max_area > min_area >= 0, f"0 <= min_area < max_area must hold, got {min_area} and {max_area}")
     rules = {"connectivity": connectivity, "min_area": min_area, "max_area": max_area, "core_width": core_width}
     picked = _backend.pick("label_regions", mask.device, backend)
@@ -273,7 +277,7 @@ def label_regions(
         connectivity,
         float(min_area),
         float(max_area),
-        core_width,
+        0 if levels else core_width,  # 0: the seeds are the cores
     )
     return labels, kept, overflow
 

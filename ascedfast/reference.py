@@ -226,13 +226,15 @@ def label_regions(
     """Connected regions, and which of them are kept.
 
     Args:
-        mask: bool [R, H, W] or [R, D, H, W].
+        mask: bool [R, H, W] or [R, D, H, W], or uint8 levels: 0 ground, 1 set, 2 set and a seed.
         connectivity: 4 or 8 in 2D, 6 or 26 in 3D.
         min_area, max_area: a region is kept where min_area < locations < max_area, both strict.
-        core_width: and where it holds a full core_width x core_width block of the (H, W) plane.
+        core_width: and where it holds a full core_width x core_width block of the (H, W) plane; of levels, a seed.
     Returns: labels int32 (0 ground, regions 1.. of each row in raster order of their first location, the dropped
         ones too) and kept bool, both of mask's shape; overflow bool [R], False: every region is found.
     """
+    seeds = (mask & 2) > 0 if mask.dtype == torch.uint8 else None
+    mask = mask != 0
     rows, *grid = mask.shape
     n = math.prod(grid)
     overflow = torch.zeros(rows, dtype=torch.bool, device=mask.device)
@@ -260,7 +262,8 @@ def label_regions(
     labels = (first.cumsum(1) * (flat < n)).gather(1, flat)[:, :n].reshape_as(root)
     labels = torch.where(mask, labels, 0).to(torch.int32)
     area = torch.zeros_like(flat).scatter_add(1, flat, torch.ones_like(flat))
-    core = torch.zeros_like(flat).scatter_add(1, flat, F.pad(_full_blocks(mask, core_width), (0, 1)))
+    cores = _full_blocks(mask, core_width) if seeds is None else seeds.reshape(rows, n).to(torch.int64)
+    core = torch.zeros_like(flat).scatter_add(1, flat, F.pad(cores, (0, 1)))
     keep = (area > min_area) & (area < max_area) & (core > 0)
     return labels, mask & keep.gather(1, flat)[:, :n].reshape_as(mask), overflow
 

@@ -47,7 +47,7 @@ def _scratch(count):
 
 
 def label_regions(mask, *, connectivity, min_area, max_area, core_width):
-    """labels and kept of bool [R, H, W] or [R, D, H, W]."""
+    """labels and kept of bool or levels, [R, H, W] or [R, D, H, W]."""
     planes = mask if mask.dim() == 4 else mask[:, None]
     labels = torch.full(mask.shape, POISON, dtype=torch.int32)
     kept = torch.full(mask.shape, 9, dtype=torch.uint8)
@@ -55,7 +55,7 @@ def label_regions(mask, *, connectivity, min_area, max_area, core_width):
     # As on a device where nothing fits in shared memory: the paths with scratch are taken on request of a test.
     scratch = _scratch(140 * planes.shape[:3].numel() * (planes.shape[3] // 32 + 1) + 64 * planes.shape[0])
     memory = scratch.data_ptr(), 4 * scratch.numel(), 0, 0
-    rules = connectivity, float(min_area), float(max_area), core_width
+    rules = connectivity, float(min_area), float(max_area), 0 if mask.dtype == torch.uint8 else core_width
     pointers = (
         planes.data_ptr(),
         planes.stride(),

@@ -36,6 +36,21 @@ def test_detection_is_one_graph():
         assert torch.equal(ours, eager)
 
 
+@pytest.mark.parametrize("backend", [AUTO, "reference", "triton"])
+def test_levels_are_one_graph(backend):
+    """What follows relies on the types that the fake tells: bool and int32, though levels are uint8."""
+    levels = (randn(3, 16, 16) > 0).byte() + (randn(3, 16, 16) > 1.5)
+
+    def find(levels):
+        labels, kept, overflow = ops.label_regions(levels, connectivity=4, min_area=1, backend=backend)
+        return labels, ~kept, ~overflow, torch.where(kept, labels, 0)
+
+    for view in (levels, levels.transpose(1, 2)):
+        for ours, eager in zip(compiled(find)(view), find(view), strict=True):
+            assert ours.dtype == eager.dtype
+            assert torch.equal(ours, eager)
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_step_dynamics_is_one_graph(first):
     x, m, previous = (randn(2, 3, 8, 8, seed=k) for k in range(3))
@@ -95,7 +110,8 @@ def test_opcheck():
         arguments = (d, PROFILE[: len(d)], AUTO)
         torch.library.opcheck(custom_ops.temporal_scores, arguments, test_utils=checks)
     mask = randn(2, 8, 8) > 0
-    torch.library.opcheck(custom_ops.label_regions, (mask, 4, 0.0, 99.0, 1, AUTO), test_utils=checks)
+    for levels in (mask, mask.byte() * 2, (mask.byte() * 2)[:0]):
+        torch.library.opcheck(custom_ops.label_regions, (levels, 4, 0.0, 99.0, 1, AUTO), test_utils=checks)
     torch.library.opcheck(custom_ops.dilate_mask, (mask, 2, AUTO), test_utils=checks)
     key = torch.tensor([3, 4], device=DEVICE)
     arguments = (x.clone(), mask, previous, a, a, key, key, key, None, AUTO)
@@ -108,7 +124,8 @@ def test_masks_in_any_order_give_dense_results():
     mask = (randn(2, 7, 9, seed=2) > 0).transpose(1, 2)
     checks = ("test_schema", "test_faketensor")
     for backend in (AUTO, "reference"):
-        torch.library.opcheck(custom_ops.label_regions, (mask, 4, 0.0, 99.0, 1, backend), test_utils=checks)
+        for levels in (mask, mask + mask.byte()):
+            torch.library.opcheck(custom_ops.label_regions, (levels, 4, 0.0, 99.0, 1, backend), test_utils=checks)
         for radius in (0, 2):
             torch.library.opcheck(custom_ops.dilate_mask, (mask, radius, backend), test_utils=checks)
 

@@ -331,7 +331,7 @@ def test_any_mask(backend, data):
     ("mask", "rules", "error", "words"),
     [
         (torch.ones(4, 4), {}, TypeError, ["bool", "float32"]),
-        (torch.ones(1, 4, 4, dtype=torch.uint8), {}, TypeError, ["bool", "uint8"]),
+        (torch.ones(1, 4, 4, dtype=torch.int8), {}, TypeError, ["bool or uint8 levels", "int8"]),
         (torch.ones(4, 4, dtype=torch.bool), {}, ValueError, ["[R, H, W]", "(4, 4)"]),
         (torch.ones(1, 1, 1, 4, 4, dtype=torch.bool), {}, ValueError, ["[R, D, H, W]", "(1, 1, 1, 4, 4)"]),
         (torch.ones(1, 4, 4, dtype=torch.bool), {"connectivity": 6}, ValueError, ["(4, 8)", "6"]),

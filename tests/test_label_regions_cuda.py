@@ -8,6 +8,7 @@ import pytest
 import torch
 from layouts import DEVICES
 from test_label_regions import SHAPES, VIEWS, each_connectivity, oracle, random_mask
+from test_label_regions_levels import ACROSS_WORDS, levels_of, oracle_of_levels, random_levels
 
 from ascedfast import _backend, ops
 
@@ -44,7 +45,7 @@ def check(mask, connectivity, *, min_area=0, max_area=math.inf, core_width=1):
     rules = {"connectivity": connectivity, "min_area": min_area, "max_area": max_area, "core_width": core_width}
     before = mask.clone()
     labels, kept = label(mask, **rules)
-    expected_labels, expected_kept = oracle(before, **rules)
+    expected_labels, expected_kept = (oracle if mask.dtype == torch.bool else oracle_of_levels)(before, **rules)
     assert torch.equal(mask, before), "the mask was written to"
     assert torch.equal(labels, expected_labels)
     assert torch.equal(kept, expected_kept)
@@ -139,6 +140,49 @@ def test_row_by_row_and_every_time_the_same(path):
         assert torch.equal(alone[1][0], kept[row])
 
 
+# Vector loads need lines of a multiple of 16; tails of lines, several rows, tiles both ways and frames.
+@pytest.mark.parametrize(
+    "shape", [(2, 41, 67), (2, 70, 290), (1, 40, 288), (3, 1, 200), (2, 1, 7, 13), (2, 3, 33, 70)], ids=str
+)
+@pytest.mark.parametrize("density", [0.3, 0.59])
+def test_random_levels(path, shape, density):
+    for seeds in (0.0, 0.02, 0.3, 1.0):
+        levels = random_levels(*shape, density=density, seeds=seeds)
+        for connectivity in each_connectivity(levels):
+            assert check(levels, connectivity) > 0
+            check(levels, connectivity, min_area=2, max_area=40)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_strides_of_levels(path, view):
+    check(VIEWS[view](random_levels(4, 110, 100, density=0.45, seeds=0.02))[:3], 8, min_area=1)
+
+
+def test_levels_of_volumes_in_any_strides(path):
+    base = random_levels(6, 17, 33, 21, density=0.1, seeds=0.1)
+    for levels in (base[1::2, 2:9, ::2, 3:], base.permute(2, 0, 3, 1)[:2], base[:1].expand(2, -1, -1, -1)):
+        for connectivity in (6, 26):
+            check(levels, connectivity)
+
+
+@pytest.mark.parametrize("seed_at", ACROSS_WORDS)
+def test_one_seed_in_a_run_across_words(path, seed_at):
+    levels = levels_of((1, 3, 300), line=slice(15, 290), seed_at=seed_at)
+    assert check(levels, 4) == 1
+    assert int(label(levels, connectivity=4, min_area=0, max_area=math.inf, core_width=1)[1].sum()) == 275
+
+
+def test_levels_without_a_seed_and_with_nothing_else(path):
+    for shape in ((2, 37, 70), (1, 3, 33, 65)):
+        mask = random_mask(*shape, density=0.5)
+        for connectivity in each_connectivity(mask):
+            rules = {"connectivity": connectivity, "min_area": 1, "max_area": 50, "core_width": 1}
+            plain, bare, full = (label(m, **rules) for m in (mask, mask.byte(), mask.byte() * 2))
+            assert torch.equal(bare[0], plain[0])
+            assert not bare[1].any()
+            assert all(torch.equal(a, b) for a, b in zip(full, plain, strict=True))
+
+
 LARGE = {
     "129x129": (2, 129, 129),
     "256x256": (3, 256, 256),
@@ -158,6 +202,14 @@ def test_large(shape, density):
     mask = random_mask(*shape, density=density)
     for connectivity in each_connectivity(mask):
         check(mask, connectivity, min_area=25, max_area=2500, core_width=3)
+
+
+@gpu_only
+@pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
+def test_large_levels(shape):
+    levels = random_levels(*shape, density=0.41, seeds=0.01)
+    for connectivity in each_connectivity(levels):
+        check(levels, connectivity, min_area=2, max_area=2500)
 
 
 @gpu_only

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from layouts import DEVICES
 from scipy import ndimage
 from test_label_regions import SHAPES, VIEWS, arches, each_connectivity, oracle, random_mask, spiral
+from test_label_regions_levels import ACROSS_WORDS, levels_of, oracle_of_levels, random_levels
 
 from ascedfast import ops
 
@@ -60,7 +61,7 @@ def check(mask, connectivity, *, min_area=0, max_area=math.inf, core_width=1):
     rules = {"connectivity": connectivity, "min_area": min_area, "max_area": max_area, "core_width": core_width}
     before = mask.clone()
     labels, kept, overflow = ops.label_regions(in_bands(mask), backend="triton", **rules)
-    expected_labels, expected_kept = oracle(before.cpu(), **rules)
+    expected_labels, expected_kept = (oracle if mask.dtype == torch.bool else oracle_of_levels)(before.cpu(), **rules)
     assert torch.equal(mask, before), "the mask was written to"
     assert (labels.dtype, kept.dtype, overflow.dtype) == (torch.int32, torch.bool, torch.bool)
     assert {t.device.type for t in (labels, kept, overflow)} == {DEVICE}
@@ -210,6 +211,42 @@ def test_rows_do_not_see_each_other(path):
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     shuffled = ops.label_regions(rows[order], **rules)
     assert all(torch.equal(a[order], b) for a, b in zip(found, shuffled, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(2, 20, 67), (1, 3, 200), (2, 5, 7, 13)], ids=str)
+@pytest.mark.parametrize("density", [0.3, 0.59])
+def test_random_levels(path, shape, density):
+    for connectivity in each_connectivity(torch.ones(shape)):
+        for seeds, bounds in ((0.02, {}), (0.3, {"min_area": 2, "max_area": 40}), (0.0, {})):
+            check(random_levels(*shape, density=density, seeds=seeds).to(DEVICE), connectivity, **bounds)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_strides_of_levels(path, view):
+    check(VIEWS[view](random_levels(4, 40, 75, density=0.5, seeds=0.05).to(DEVICE))[:5], 8, min_area=1)
+
+
+@pytest.mark.parametrize("seed_at", ACROSS_WORDS[::2])
+@pytest.mark.parametrize("part", [0, 57, 900])
+def test_one_seed_in_a_run(seed_at, part, monkeypatch):
+    """In one program, in a run that borders cut in parts, and in a band of a line."""
+    if part:
+        for name, size in {"WHOLE_ROW": 0, "BAND": part, "LARGEST_BAND": part}.items():
+            monkeypatch.setattr(kernel, name, size)
+    levels = levels_of((2, 3, 300), line=slice(15, 290), seed_at=seed_at)
+    levels[1] *= levels[1] < 2
+    kept = ops.label_regions(levels.to(DEVICE), connectivity=4, backend="triton")[1].cpu()
+    assert torch.equal(kept, oracle_of_levels(levels, 4, 0, math.inf)[1])
+    assert kept.sum((1, 2)).tolist() == [275, 0]
+
+
+def test_all_seeds_are_a_mask(path):
+    mask = random_mask(2, 20, 67, density=0.45).to(DEVICE)
+    rules = {"connectivity": 4, "min_area": 1, "max_area": 50, "backend": "triton"}
+    plain, full = (ops.label_regions(in_bands(m), **rules) for m in (mask, mask.byte() * 2))
+    assert plain[1].any()
+    assert all(torch.equal(a, b) for a, b in zip(full, plain, strict=True))
+    assert ops.label_regions(mask.byte()[:0], **rules)[1].dtype == torch.bool
 
 
 def pieces_of(mask, connectivity):
