@@ -95,6 +95,17 @@ def _label_regions(device: torch.device, backend: str = "triton") -> None:
             ops.label_regions(mask, connectivity=connectivity, min_area=1, core_width=2, backend=backend)
 
 
+def _label_levels(device: torch.device, backend: str = "triton") -> None:
+    """Levels, with seeds: small, in bands, and in lines that are cut in parts."""
+    plane = (2, *LARGER_THAN_REGISTERS)
+    for shape in (*((rows, *grid) for rows, _, *grid in GRIDS), plane, (1, 24, 1500), (1, 2, 9001)):
+        drawn = randn(shape, 12, device)
+        levels = (drawn > 0.2).to(torch.uint8) + (drawn > 1.5)
+        for view in (levels, levels.transpose(-1, -2)) if shape == plane else (levels,):
+            for connectivity in (4, 8) if view.dim() == 3 else (6, 26):
+                ops.label_regions(view, connectivity=connectivity, min_area=1, backend=backend)
+
+
 def _dilate_mask(device: torch.device) -> None:
     for mask in (*_masks(device), randn((1, 5, 131), 8, device) > 1):
         for radius in (0, 2, 17):
@@ -121,9 +132,11 @@ def _history_fill(device: torch.device) -> None:
 
 def _label_regions_cuda(device: torch.device) -> None:
     _label_regions(device, "native")
+    _label_levels(device, "native")
     for mask in (randn((2, *LARGER_THAN_A_BLOCK), 7, device) > 0.2, randn((1, 11, 151, 157), 7, device) > 0.8):
         connectivity = 8 if mask.dim() == 3 else 26
         ops.label_regions(mask, connectivity=connectivity, min_area=1, core_width=2, backend="native")
+        ops.label_regions(mask.to(torch.uint8) * 2, connectivity=connectivity, min_area=1, backend="native")
 
 
 def _medians_cuda(device: torch.device) -> None:
@@ -146,6 +159,7 @@ CASES: dict[str, Callable[[torch.device], None]] = {
     "robust_threshold": _robust_threshold,
     "temporal_scores": _temporal_scores,
     "label_regions": _label_regions,
+    "label_regions of levels": _label_levels,
     "dilate_mask": _dilate_mask,
     "renoise_": _renoise,
     "history_fill_": _history_fill,
