@@ -14,6 +14,7 @@ OPS = (
     "step_dynamics",
     "robust_threshold",
     "temporal_scores",
+    "temporal_severity",
     "label_regions",
     "dilate_mask",
     "renoise_",
@@ -22,7 +23,7 @@ OPS = (
 
 _NATIVE_OPS = ("label_regions",)
 _TRITON_OPS = OPS
-_OF_CALIBRATION = ("temporal_scores",)
+_OF_CALIBRATION = ("temporal_scores", "temporal_severity")
 """Runs that are not calibrated do without."""
 _BY_ITSELF = ("triton", "native", "reference")
 """What "auto" tries, in order; labelling is what Triton does worst."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ascedfast import ops
+from ascedfast.reference_scores import Gumbel
 from ascedfast.reference import patch_grid
 
 
@@ -78,6 +79,23 @@ def temporal_scores(d: Tensor, profile: list[float], backend: str) -> tuple[Tens
 def _(d, profile, backend):
     still, jump = (d.new_empty(d.shape[1:], dtype=torch.float32) for _ in range(2))
     return still, jump
+
+
+@torch.library.custom_op("ascedfast::temporal_severity", mutates_args=())
+def temporal_severity(
+    d: Tensor, profile: list[float], extremes: list[float], low: float, high: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    """``ops.temporal_severity``; extremes: location and scale of still, and of jump where there is one."""
+    still, *jump = (Gumbel(*pair) for pair in zip(extremes[::2], extremes[1::2], strict=True))
+    found = ops.temporal_severity(d, profile, still, *(jump or [None]), low=low, high=high, backend=backend)
+    severity, levels = (part.contiguous() for part in found)
+    return severity, levels
+
+
+@temporal_severity.register_fake
+def _(d, profile, extremes, low, high, backend):
+    shape = d.shape[1:]
+    return d.new_empty(shape, dtype=torch.float32), d.new_empty(shape, dtype=torch.uint8)
 
 
 @torch.library.custom_op("ascedfast::label_regions", mutates_args=())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ascedfast import _backend, _native_cuda, reference
 from ascedfast.device_guard import on_device_of
-from ascedfast.reference_scores import LEAST_CHANGES, Scores
+from ascedfast.reference_scores import LEAST_CHANGES, Gumbel, Scores
 
 
 def _check(ok: bool, message: str) -> None:
@@ -185,6 +185,19 @@ def robust_threshold(
     return reference.robust_threshold(maps, **settings, count=count)
 
 
+def _check_changes(d: Tensor, profile: Sequence[float]) -> None:
+    if not d.is_floating_point():
+        raise TypeError(f"d must be of a float dtype, got {d.dtype}")
+    _check(
+        d.dim() in (4, 5) and len(profile) == len(d),
+        f"d must be [K, R, *grid] with a grid of 2 or 3 axes, the profile K numbers, got {tuple(d.shape)} and "
+        f"{len(profile)}",
+    )
+    _check(len(d) >= LEAST_CHANGES, f"{len(d)} changes tell nothing: at least {LEAST_CHANGES} are needed")
+    good = all(0 < value < math.inf for value in profile)
+    _check(good, f"a profile is positive and finite at every step, got {list(profile)}")
+
+
 def temporal_scores(d: Tensor, profile: Sequence[float], *, backend: str = "auto") -> Scores:
     """How still a location stands where it was in motion, and how far it leapt there and back, in a window's changes.
 
@@ -200,22 +213,54 @@ def temporal_scores(d: Tensor, profile: Sequence[float], *, backend: str = "auto
     """
     if torch.compiler.is_compiling():
         return Scores(*torch.ops.ascedfast.temporal_scores(d, [float(value) for value in profile], backend))
-    if not d.is_floating_point():
-        raise TypeError(f"d must be of a float dtype, got {d.dtype}")
-    _check(
-        d.dim() in (4, 5) and len(profile) == len(d),
-        f"d must be [K, R, *grid] with a grid of 2 or 3 axes, the profile K numbers, got {tuple(d.shape)} and "
-        f"{len(profile)}",
-    )
-    _check(len(d) >= LEAST_CHANGES, f"{len(d)} changes tell nothing: at least {LEAST_CHANGES} are needed")
-    good = all(0 < value < math.inf for value in profile)
-    _check(good, f"a profile is positive and finite at every step, got {list(profile)}")
+    _check_changes(d, profile)
     if _by_triton("temporal_scores", backend, d):
         from ascedfast.kernels import temporal_scores as kernel
 
         with on_device_of(d):
             return Scores(*kernel.temporal_scores(d, profile))
     return reference.temporal_scores(d, profile)
+
+
+def temporal_severity(
+    d: Tensor,
+    profile: Sequence[float],
+    still: Gumbel,
+    jump: Gumbel | None,
+    *,
+    low: float,
+    high: float,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """How rare the changes of a window are among sound runs, and the levels from which regions grow.
+
+    Args:
+        d, profile: as for ``temporal_scores``.
+        still, jump: of the logarithms of sound samples' largest scores (``calibration.table.Null``); scales above 0.
+            jump: None in a window of two changes.
+        low, high: severities from which a region spreads, and from one of which it grows; low <= high.
+    Returns: severity fp32 [R, *grid]: how far a location's rarer score lies beyond a sound sample's largest, in scales
+        of it; NaN throughout a row with NaN or Inf. levels uint8 of its shape: 0, 1 above low, 2 above high, as
+        ``label_regions`` takes them.
+    Error by Triton, next to the reference: 2^-20 * (1 + |location| + |severity|*scale) / scale, as its logarithms and
+    float64 sums round otherwise. Source: this project (``docs/calibration.md``). Raises: ValueError, TypeError,
+    BackendError.
+    """
+    if torch.compiler.is_compiling():
+        numbers = [still.location, still.scale, *(() if jump is None else (jump.location, jump.scale))]
+        return torch.ops.ascedfast.temporal_severity(
+            d, [float(value) for value in profile], numbers, float(low), float(high), backend
+        )
+    _check_changes(d, profile)
+    for one in (still, jump):
+        _check(one is None or one.scale > 0, f"a scale must be above 0, got {one}")
+    _check(low <= high, f"low must not lie above high, got {low} and {high}")
+    if _by_triton("temporal_severity", backend, d):
+        from ascedfast.kernels import temporal_severity as kernel
+
+        with on_device_of(d):
+            return kernel.temporal_severity(d, profile, still, jump, low=low, high=high)
+    return reference.temporal_severity(d, profile, still, jump, low=low, high=high)
 
 
 def label_regions(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The truth of each op in plain torch, on any device. Kernels are tested against this file, this file against
 independent oracles (numpy, scipy). Written to be read: no in-place tricks, one rounding an operation. What
-``temporal_scores`` consists of lies in ``reference_scores``.
+``temporal_scores`` and ``temporal_severity`` consist of lies in ``reference_scores``.
 
 Shapes: R rows (requests), C channels, ``*grid`` the location axes ((H, W), or (D, H, W)), K maps of a window.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ascedfast.noise import Purpose, normal
-from ascedfast.reference_scores import temporal_scores  # noqa: F401 - an op's truth is found here
+from ascedfast.reference_scores import temporal_scores, temporal_severity  # noqa: F401 - an op's truth is found here
 
 MAD_TO_SIGMA = 1.4826
 """Median absolute deviation to standard deviation for a Gaussian."""

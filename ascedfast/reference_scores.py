@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The truth of ``temporal_scores``, as ``reference`` is of the other ops and by its rules; found there by its name."""
+"""The truth of ``temporal_scores`` and ``temporal_severity``, as ``reference`` is of the other ops and by its rules;
+found there by their names."""
 
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,16 @@ LEAST_CHANGES = 2
 """Changes without which nothing is scored."""
 SCALE_FLOOR = 0.01
 """A sample's scale is at least this share of its mean, where most of its steps change nothing."""
+LEAST_SCORE = 1e-3
+"""Lower scores are taken for it: the logarithm stays finite."""
+
+
+@dataclass(frozen=True)
+class Gumbel:
+    """Location and scale of an extreme value distribution, here that of the logarithm of a sample's largest score."""
+
+    location: float
+    scale: float
 
 
 class Scores(NamedTuple):
@@ -80,3 +92,30 @@ def temporal_scores(d: Tensor, profile: Sequence[float]) -> Scores:
             others = (total - there - back).clamp(min=0) * (1 / (len(r) - 2))
             jump = torch.maximum(jump, torch.minimum(there, back) / (others + JUMP_FLOOR))
     return Scores(still, jump)
+
+
+def severity_of(scores: Scores, still: Gumbel, jump: Gumbel | None) -> Tensor:
+    """Of every location, float32 [R, *grid]: how far its rarer score lies beyond a sound sample's largest, in scales of
+    it. jump: None where a window is too short for one."""
+    found = _in_scales(scores.still, still)
+    return found if jump is None else torch.maximum(found, _in_scales(scores.jump, jump))
+
+
+def _in_scales(score: Tensor, by: Gumbel) -> Tensor:
+    # In float64: a vectorised logarithm of float32 differs in its last bit between places in memory.
+    return ((score.double().clamp(min=LEAST_SCORE).log() - by.location) / by.scale).float()
+
+
+def temporal_severity(
+    d: Tensor, profile: Sequence[float], still: Gumbel, jump: Gumbel | None, *, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """How rare the changes of a window are among sound runs, and the levels from which regions grow.
+
+    Args: d, profile: as for ``temporal_scores``. still, jump: of sound samples' largest scores. low <= high.
+    Returns: severity float32 [R, *grid] (``severity_of``), NaN throughout a row with NaN or Inf; levels uint8 of its
+        shape: 0, 1 above low, 2 above high (``label_regions``: a seed).
+    """
+    severity = severity_of(temporal_scores(d, profile), still, jump)
+    finite = d.isfinite().flatten(2).all(2).all(0).view(-1, *([1] * (d.dim() - 2)))
+    severity = torch.where(finite, severity, torch.nan)
+    return severity, (severity > low).to(torch.uint8) + (severity > high).to(torch.uint8)

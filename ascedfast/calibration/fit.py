@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ascedfast.calibration.table import EARLIEST, LEAST_RUNS, LEAST_SCORE, SURVIVAL, Gumbel, Null
+from ascedfast.calibration.table import EARLIEST, LEAST_RUNS, SURVIVAL, Null
+from ascedfast.reference_scores import LEAST_SCORE, Gumbel
 
 EULER = 0.5772156649015329
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ascedfast.reference_scores import Scores
+from ascedfast.reference_scores import Gumbel, Scores, severity_of
 
 VERSION = 1
 EARLIEST = -12.0
@@ -28,16 +28,6 @@ LEAST_INTERPOLATED = 4
 """Changes of a window from which on it may be interpolated: shorter ones score by fewer terms."""
 END_TOLERANCE, START_TOLERANCE = 0.5, 1.5
 """Units of logSNR by which a window may end and begin beside those of its neighbours in the table."""
-LEAST_SCORE = 1e-3
-"""Lower scores are taken for it: the logarithm stays finite."""
-
-
-@dataclass(frozen=True)
-class Gumbel:
-    """Location and scale of an extreme value distribution, here that of the logarithm of a sample's largest score."""
-
-    location: float
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -86,8 +76,7 @@ class Null:
     def severity(self, scores: Scores) -> Tensor:
         """Of every location, float32 [R, *grid]: how far its rarer score lies beyond a sound sample's largest, in
         scales of it. A sample's severity is the largest of its locations."""
-        found = _scales(scores.still, self.still)
-        return found if self.jump is None else torch.maximum(found, _scales(scores.jump, self.jump))
+        return severity_of(scores, self.still, self.jump)
 
     def p_value(self, severity: float) -> float:
         """Share of sound samples that are at least as severe, from 1/(runs + 1) to 1; NaN for NaN."""
@@ -221,11 +210,6 @@ class NullTable:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (UnicodeDecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no table of sound runs: {error}") from error
-
-
-def _scales(score: Tensor, by: Gumbel) -> Tensor:
-    # In float64: a vectorised logarithm of float32 differs in its last bit between places in memory.
-    return ((score.double().clamp(min=LEAST_SCORE).log() - by.location) / by.scale).float()
 
 
 def _null(entry: dict[str, Any]) -> Null:

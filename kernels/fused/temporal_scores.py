@@ -8,6 +8,7 @@ Without atomics: the same bits from run to run, and for a row in any batch. Next
 in the last bit of a float64, which moves one score in some thousand by its last bit.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -26,7 +27,7 @@ STRETCHES = 64
 
 
 @triton.jit
-def _sums(
+def sums_of(
     d,  # [K, R, n] fp32, bf16 or fp16
     sums,  # [K*R, STRETCHES] fp64, written
     locations,
@@ -51,7 +52,7 @@ def _larger(a, b):
 
 
 @triton.jit
-def _scale_of(
+def scale_of(
     sums, profile, row, rows, locations, K: tl.constexpr, FLOOR: tl.constexpr, STRETCHES: tl.constexpr, KS: tl.constexpr
 ):
     """The row's scale: the median of its steps' mean changes by the profile, at least FLOOR of their mean."""
@@ -78,6 +79,42 @@ def _relative(d, k, plane_size, unit, i, ok):
     return tl.where(unit == 0, 0.0, change / smallest).to(tl.float32)
 
 
+@triton.jit
+def calm_and_leap(
+    d,  # of the row, step k at k * plane_size
+    profile,  # [2, K] fp64: the profile, and 1/k
+    scale,
+    plane_size,
+    i,
+    ok,
+    K: tl.constexpr,
+    FIRST: tl.constexpr,
+    A_SHARE: tl.constexpr,  # 1 / (K - 2)
+    STILL_FLOOR: tl.constexpr,
+    JUMP_FLOOR: tl.constexpr,
+):
+    """The scores of locations i of a row: what stands still, then what leapt, when the mean of the others is known."""
+    total = (i * 0).to(tl.float32)
+    calm = total
+    for k in range(K):
+        r = _relative(d, k, plane_size, tl.load(profile + k) * scale, i, ok)
+        if k >= FIRST:
+            past = total * tl.load(profile + K + k).to(tl.float32)
+            calm = _larger(calm, tl.div_rn(past + STILL_FLOOR, r + STILL_FLOOR))
+        total += r
+    leap = total * 0
+    if K > 2:
+        there = _relative(d, 0, plane_size, tl.load(profile) * scale, i, ok)
+        for k in range(1, K):
+            back = _relative(d, k, plane_size, tl.load(profile + k) * scale, i, ok)
+            others = total - there - back
+            others = tl.where(others < 0, 0.0, others) * A_SHARE
+            both = tl.where((there < back) | (there != there), there, back)
+            leap = _larger(leap, tl.div_rn(both, others + JUMP_FLOOR))
+            there = back
+    return calm, leap
+
+
 @triton.jit(do_not_specialize=["rows", "locations"])
 def _scores(
     d,  # [K, R, n] fp32, bf16 or fp16
@@ -89,7 +126,7 @@ def _scores(
     locations,
     K: tl.constexpr,
     FIRST: tl.constexpr,
-    A_SHARE: tl.constexpr,  # 1 / (K - 2)
+    A_SHARE: tl.constexpr,
     STILL_FLOOR: tl.constexpr,
     JUMP_FLOOR: tl.constexpr,
     SCALE_FLOOR: tl.constexpr,
@@ -100,63 +137,59 @@ def _scores(
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = i < locations
-    scale = _scale_of(sums, profile, row, rows, locations, K, SCALE_FLOOR, STRETCHES, KS)
+    scale = scale_of(sums, profile, row, rows, locations, K, SCALE_FLOOR, STRETCHES, KS)
     plane_size = rows.to(tl.int64) * locations
-    d += row * locations
-    total = tl.zeros([BLOCK], tl.float32)
-    calm = tl.zeros([BLOCK], tl.float32)
-    for k in range(K):
-        r = _relative(d, k, plane_size, tl.load(profile + k) * scale, i, ok)
-        if k >= FIRST:
-            past = total * tl.load(profile + K + k).to(tl.float32)
-            calm = _larger(calm, tl.div_rn(past + STILL_FLOOR, r + STILL_FLOOR))
-        total += r
+    calm, leap = calm_and_leap(
+        d + row * locations, profile, scale, plane_size, i, ok, K, FIRST, A_SHARE, STILL_FLOOR, JUMP_FLOOR
+    )
     tl.store(still + row * locations + i, calm, ok)
-    leap = tl.zeros([BLOCK], tl.float32)
-    if K > 2:
-        there = _relative(d, 0, plane_size, tl.load(profile) * scale, i, ok)
-        for k in range(1, K):
-            back = _relative(d, k, plane_size, tl.load(profile + k) * scale, i, ok)
-            others = total - there - back
-            others = tl.where(others < 0, 0.0, others) * A_SHARE
-            both = tl.where((there < back) | (there != there), there, back)
-            leap = _larger(leap, tl.div_rn(both, others + JUMP_FLOOR))
-            there = back
     tl.store(jump + row * locations + i, leap, ok)
+
+
+class Window:
+    """What is known of windows of one shape before they are: sizes, grids and the constants of the kernels.
+
+    Args: shape: [K, R, *grid] of the changes, not empty, K >= 2.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.count, self.rows, *grid = shape
+        self.locations = math.prod(grid)
+        self.stretch = triton.cdiv(triton.cdiv(self.locations, STRETCHES), BLOCK) * BLOCK
+        self.stretches = triton.cdiv(self.locations, self.stretch)
+        self.sums_shape = (self.count * self.rows, self.stretches)
+        self.sums_fixed = (self.locations, self.stretch, self.stretches, BLOCK)
+        self.grid = (self.rows, triton.cdiv(self.locations, BLOCK))
+        self.fixed = (
+            self.rows,
+            self.locations,
+            self.count,
+            min(reference_scores.STILL_FROM, self.count - 1),
+            1 / max(1, self.count - 2),
+            reference_scores.STILL_FLOOR,
+            reference_scores.JUMP_FLOOR,
+            reference_scores.SCALE_FLOOR,
+            self.stretches,
+            max(16, triton.next_power_of_2(self.count)),
+            BLOCK,
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def table_on(profile: tuple[float, ...], device: torch.device) -> Tensor:
+    """The profile and 1/k on a device, fp64 [2, K]. Kept: a CUDA graph can be captured after the first call."""
+    return upload(torch.tensor([profile, (0, *(1 / k for k in range(1, len(profile))))], dtype=torch.float64), device)
 
 
 def temporal_scores(d: Tensor, profile: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Launch on checked arguments, see ``ops.temporal_scores``. d: [K, R, *grid], fp32, bf16 or fp16."""
-    count, rows, *grid = d.shape
-    locations = math.prod(grid)
     # Not halves of one tensor: a custom op's results share no memory.
-    still, jump = (torch.empty((rows, *grid), dtype=torch.float32, device=d.device) for _ in range(2))
+    still, jump = (torch.empty(d.shape[1:], dtype=torch.float32, device=d.device) for _ in range(2))
     if still.numel() == 0:
         return still, jump
-    d = d.contiguous()
-    stretch = triton.cdiv(triton.cdiv(locations, STRETCHES), BLOCK) * BLOCK
-    stretches = triton.cdiv(locations, stretch)
-    sums = torch.empty((count * rows, stretches), dtype=torch.float64, device=d.device)
-    table = torch.tensor([list(profile), [0, *(1 / k for k in range(1, count))]], dtype=torch.float64)
-    table = upload(table, d.device)
-    _sums[(count * rows, stretches)](d, sums, locations, stretch, stretches, BLOCK)
-    _scores[(rows, triton.cdiv(locations, BLOCK))](
-        d,
-        sums,
-        table,
-        still,
-        jump,
-        rows,
-        locations,
-        count,
-        min(reference_scores.STILL_FROM, count - 1),
-        1 / max(1, count - 2),
-        reference_scores.STILL_FLOOR,
-        reference_scores.JUMP_FLOOR,
-        reference_scores.SCALE_FLOOR,
-        stretches,
-        max(16, triton.next_power_of_2(count)),
-        BLOCK,
-        enable_fp_fusion=False,
-    )
+    d, window = d.contiguous(), Window(d.shape)
+    sums = torch.empty(window.sums_shape, dtype=torch.float64, device=d.device)
+    table = table_on(tuple(map(float, profile)), d.device)
+    sums_of[window.sums_shape](d, sums, *window.sums_fixed)
+    _scores[window.grid](d, sums, table, still, jump, *window.fixed, enable_fp_fusion=False)
     return still, jump
