@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ascedfast import ops, reference
-from ascedfast.calibration.regions import regions
+from ascedfast.calibration.regions import RULES, thresholds
 from ascedfast.calibration.windows import smoothed
 from ascedfast.config import HALF_GREY_LEVEL, AscedConfig
 
@@ -101,11 +101,15 @@ def detect_calibrated(
     """
     grid = tuple(d.shape[2:])
     null = config.table.at(logsnr)
-    smooth = smoothed(d, backend=config.backend)
-    severity = null.severity(ops.temporal_scores(smooth, null.profile, backend=config.backend))
+    smooth, (low, high) = smoothed(d, backend=config.backend), thresholds(null, config.rate)
+    severity, levels = ops.temporal_severity(
+        smooth, null.profile, null.still, null.jump, low=low, high=high, backend=config.backend
+    )
     if finite is not None:
-        severity = torch.where(finite.view(-1, *([1] * len(grid))), severity, torch.nan)
-    mask, labels, overflow = regions(severity, null, config.rate, connectivity_of(config, grid), config.backend)
+        seen = finite.view(-1, *([1] * len(grid)))
+        severity, levels = torch.where(seen, severity, torch.nan), levels * seen
+    connectivity = connectivity_of(config, grid)
+    labels, mask, overflow = ops.label_regions(levels, connectivity=connectivity, **RULES, backend=config.backend)
     grown = ops.dilate_mask(mask, config.sizes(grid).grow, backend=config.backend)
     return Detection(mask, grown, severity, labels, overflow)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from ascedfast import _backend
 from ascedfast.config import AscedConfig
 from ascedfast.dlpack import as_tensor
-from ascedfast.lockstep import WITHOUT_GRADIENTS, Lockstep, LockstepPlan, agree
+from ascedfast.lockstep import WITHOUT_GRADIENTS, Lockstep, LockstepPlan, WindowRefusedError, agree
 from ascedfast.mixed_rows import detect_rows, dynamics_of, groups_of, renoise_rows_, signal_of, work_dtype
 from ascedfast.noise import seed_to_int64
 from ascedfast.report import Report, RowReport
@@ -268,7 +268,10 @@ class Engine:
             return None
         if _backend.pick("step_dynamics", x.device, rows[0].config.backend) != "triton":
             return None
-        plan = make(rows)
+        try:
+            plan = make(rows)
+        except WindowRefusedError:  # at T_c each row says why it is left alone
+            return None
         self._lockstep = None if plan is None else plan.begin(rows, x)
         return self._lockstep
 

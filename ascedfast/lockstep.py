@@ -17,8 +17,10 @@ from ascedfast._backend import BackendError
 from ascedfast.detect import Detection
 from ascedfast.device_guard import on_device_of
 from ascedfast.noise import seed_to_int64
-from ascedfast.prepared_correction import ALIGNED, Found, PreparedCorrection, shell
+from ascedfast.prepared_calibration import PreparedCalibration
+from ascedfast.prepared_correction import Found, PreparedCorrection
 from ascedfast.prepared_detection import PreparedDetection
+from ascedfast.prepared_memory import ALIGNED, shell
 from ascedfast.rows import Row
 from ascedfast.solver import SCALARS, Update
 from ascedfast.upload import upload
@@ -30,12 +32,16 @@ WITHOUT_GRADIENTS = "correct_ writes in place, without gradients: call it on x.d
 WARM_UP = "ascedfast has not been warmed up for this run: call warm_up before the capture of a CUDA graph"
 
 
+class WindowRefusedError(ValueError):
+    """The table of sound runs does not know windows like these; the message says why."""
+
+
 def agree(rows: Sequence[Row]) -> bool:
-    """Whether the rows can run in lockstep: mode "fast" over the window, watched from the first step on."""
+    """Whether rows can run in lockstep: their mode banks changes, over the window, watched from the first step on."""
     if not rows:
         return False
     first = rows[0]
-    if first.config.mode != "fast" or first.config.record != "window" or first.plan.reason is not None:
+    if not first.banks_changes or first.config.record != "window" or first.plan.reason is not None:
         return False
     if first.step > first.plan.start:
         return False
@@ -56,6 +62,7 @@ class LockstepPlan:
         x, m: the coming step's state and model output. view: sees either as [R, C, *grid].
         updates, scalars: the solver's updates and their scalars, float32 [steps, 6] on the host (``adapters.parity``);
             without them the steps are observed only.
+    Raises: WindowRefusedError, RuntimeError while a graph is captured.
     """
 
     def __init__(
@@ -86,7 +93,7 @@ class LockstepPlan:
         maps = (self.plan.t_c - self.plan.start - 1, rows, *view(x).shape[2:])
         self.bank = shell(torch.empty(maps, device=x.device))
         self.keys = HostKeys(rows, self.plan.t_c)
-        self.detect = PreparedDetection(maps, x.device, row.config)
+        self.detect = _detection_of(row, maps, x.device)
         self.corrections: dict[tuple, PreparedCorrection | None] = {}
         self.keeps_own = any(two_steps for *_, two_steps in self.script)
         self.launch = self._launcher(row, x, m, upload(table, x.device))
@@ -118,6 +125,17 @@ class LockstepPlan:
         else:  # outside the window only somebody who asked for x0_hat gets it
             observe, slot = int(not self.solves or step == start), 0
         return observe, slot, which, update is not None and update.solver == "dpm2"
+
+
+def _detection_of(row: Row, maps: tuple[int, ...], device: torch.device) -> PreparedDetection | PreparedCalibration:
+    """What detects in banks of this shape, by the row's mode. Raises: WindowRefusedError."""
+    if row.config.mode != "calibrated":
+        return PreparedDetection(maps, device, row.config)
+    try:
+        null = row.config.table.at(row.window_logsnr, maps[2:])
+    except ValueError as error:
+        raise WindowRefusedError(str(error)) from error
+    return PreparedCalibration(maps, device, row.config, null)
 
 
 class HostKeys:

@@ -7,19 +7,17 @@ regions, growth and noise. Between them the memory that has served is given back
 """
 
 import math
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from ascedfast import _backend
 from ascedfast.detect import Detection
+from ascedfast.prepared_calibration import PreparedCalibration
 from ascedfast.prepared_detection import PreparedDetection
-
-ALIGNED = 16
-"""Bytes: Triton's kernels are compiled for addresses that are a multiple of it."""
+from ascedfast.prepared_memory import ALIGNED, Parts, part_of, shell
+from ascedfast.prepared_regions import PreparedRegions
 
 
 class Found(NamedTuple):
@@ -36,34 +34,10 @@ class Found(NamedTuple):
         """In the memory of what was left."""
         at_labels, at_mask, at_overflow = self.starts
         shape = self.z.shape
-        labels = _part(self.kept, at_labels, torch.int32, shape)
-        mask = _part(self.kept, at_mask, torch.bool, shape)
-        overflow = _part(self.kept, at_overflow, torch.bool, shape[:1])
+        labels = part_of(self.kept, at_labels, torch.int32, shape)
+        mask = part_of(self.kept, at_mask, torch.bool, shape)
+        overflow = part_of(self.kept, at_overflow, torch.bool, shape[:1])
         return Detection(mask, self.grown[:, 0], self.z, labels, overflow)
-
-
-def _part(buffer: Tensor, start: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
-    """The tensor that begins at a byte of a buffer, as a storage of its own over the same memory: torch.save refuses
-    views of one storage in several types."""
-    part = buffer[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
-    return from_dlpack(to_dlpack(part))
-
-
-def shell(tensor: Tensor) -> Tensor:
-    """The tensor without its memory, for ``torch.empty_like``, which takes half the time of sizes, type and device. Its
-    values must not be read: there are none."""
-    tensor.untyped_storage().resize_(0)
-    return tensor
-
-
-class Parts:
-    """Tensors of so many bytes that share one buffer on a device, each aligned. bytes: a ``shell`` of the buffer.
-    places: of the buffer, its number among the addresses of a call, and where in it each begins."""
-
-    def __init__(self, device: torch.device, base: int, *sizes: int) -> None:
-        *starts, total = accumulate((-(-size // ALIGNED) * ALIGNED for size in sizes), initial=0)
-        self.bytes = shell(torch.empty(total, dtype=torch.uint8, device=device))
-        self.places = [(base, start) for start in starts]
 
 
 class PreparedCorrection:
@@ -79,7 +53,7 @@ class PreparedCorrection:
 
     def __init__(
         self,
-        detect: PreparedDetection,
+        detect: PreparedDetection | PreparedCalibration,
         bank: Tensor,
         levels: Tensor,
         keys: Tensor,
@@ -89,16 +63,16 @@ class PreparedCorrection:
     ) -> None:
         from ascedfast.kernels.prepared import NoSequence, stream_getter
 
-        if not detect.by_csrc or not hasattr(_backend.native(), "LaunchSequence"):
+        if not detect.regions.by_csrc or not hasattr(_backend.native(), "LaunchSequence"):
             raise NoSequence
-        maps, self._rows, *grid = bank.shape
+        _, self._rows, *grid = bank.shape
         self._grid, self._device, self._levels = tuple(grid), bank.device, levels
         self._stream_of = stream_getter()
         self._z = shell(torch.empty((self._rows, *grid), device=bank.device))
-        self._flags = shell(torch.empty((self._rows, *grid), dtype=torch.bool, device=bank.device))
+        self._flags = shell(torch.empty((self._rows, *grid), dtype=detect.flag_type, device=bank.device))
         self._grown = shell(torch.empty((self._rows, 1, *grid), dtype=torch.bool, device=bank.device))
-        self._smooth, self._flag = self._statistics(detect, maps * self._rows, math.prod(grid))
-        self._decide = self._decision(detect, levels, keys, x, x0, perturb)
+        self._signal = detect.signal()
+        self._decide = self._decision(detect.regions, levels, keys, x, x0, perturb)
 
     def __call__(self, bank: Tensor, x: Tensor, x0: Tensor, keys: Tensor) -> Found | None:
         """Detect, and re-noise x in place; on the current stream of bank's device, which is the current one. None, and
@@ -108,36 +82,22 @@ class PreparedCorrection:
             return None
         index, like = self._device.index, torch.empty_like
         stream = self._stream_of(index)
-        other, smoothed = like(self._other.bytes), like(self._smoothed.bytes)
-        addresses = (other.data_ptr(), smoothed.data_ptr(), self._weights.data_ptr())
-        self._smooth(index, stream, bank.data_ptr(), *addresses)
-        del other  # what follows may lie there
+        signal = self._signal
+        own, left = like(signal.own.bytes), like(signal.left.bytes)
+        addresses = (own.data_ptr(), left.data_ptr(), signal.for_first.data_ptr())
+        signal.first(index, stream, bank.data_ptr(), *addresses)
+        del own  # what follows may lie there
         z, flags = like(self._z), like(self._flags)
-        self._flag(index, stream, smoothed.data_ptr(), z.data_ptr(), flags.data_ptr())
-        del smoothed
+        addresses = (left.data_ptr(), z.data_ptr(), flags.data_ptr(), signal.for_second.data_ptr())
+        signal.second(index, stream, *addresses)
+        del left
         kept, scratch, grown = like(self._kept.bytes), like(self._scratch.bytes), like(self._grown)
         addresses = (flags.data_ptr(), kept.data_ptr(), scratch.data_ptr(), grown.data_ptr(), at, x0.data_ptr())
         self._decide(index, stream, *addresses, self._levels.data_ptr(), keys.data_ptr())
         return Found(grown, z, kept, self._starts)
 
-    def _statistics(self, detect: PreparedDetection, planes: int, count: int) -> tuple[Any, Any]:
-        """Addresses of the first call: bank, the smoothing's other buffers, its result and the statistics, its weights;
-        of the second: result and statistics, z, flags."""
-        native = _backend.native()
-        smooth, flag = native.LaunchSequence(4), native.LaunchSequence(3)
-        blur, self._weights = detect.threshold.smoothing
-        room = native.medians_scratch_bytes(planes) if detect.threshold.by_medians(count) else 0
-        self._other = Parts(self._device, 1, *[4 * planes * count] * blur.spare, room)
-        self._smoothed = Parts(self._device, 2, 4 * planes * count, 8 * planes)
-        (*spare, scratch), (values, statistics) = self._other.places, self._smoothed.places
-        blur.add_to(smooth, (0, 0), values, spare, (3, 0))
-        detect.threshold.add_statistics_to(smooth, values, planes, count, statistics, scratch, room)
-        values, statistics = ((0, start) for _, start in self._smoothed.places)
-        detect.threshold.add_flags_to(flag, values, statistics, flags=(2, 0), z=(1, 0))
-        return smooth, flag
-
     def _decision(
-        self, detect: PreparedDetection, levels: Tensor, keys: Tensor, x: Tensor, x0: Tensor, perturb: bool
+        self, regions: PreparedRegions, levels: Tensor, keys: Tensor, x: Tensor, x0: Tensor, perturb: bool
     ) -> Any:
         """Addresses of a call: flags, what is kept, scratch, the grown mask, x, x0, levels, keys."""
         from ascedfast.kernels import renoise
@@ -145,12 +105,12 @@ class PreparedCorrection:
         sequence = _backend.native().LaunchSequence(8)
         count = self._rows * math.prod(self._grid)
         self._kept = Parts(self._device, 1, 4 * count, count, self._rows)
-        self._scratch = Parts(self._device, 2, count, detect.labelling_bytes)
+        self._scratch = Parts(self._device, 2, count, regions.labelling_bytes)
         labels, mask, overflow = self._kept.places
         self._starts = tuple(start for _, start in self._kept.places)
         across, labelling = self._scratch.places
-        detect.add_labels_to(sequence, (0, 0), labels, mask, overflow, labelling)
-        detect.grow.add_to(sequence, mask, across, (3, 0))
+        regions.add_labels_to(sequence, (0, 0), labels, mask, overflow, labelling)
+        regions.grow.add_to(sequence, mask, across, (3, 0))
         grown = torch.empty((self._rows, *self._grid), dtype=torch.bool, device="meta")
         used = (0, 1, 2 if perturb else 0)  # rows of levels
         places = [(6, row * levels.stride(0) * levels.itemsize) for row in used]

@@ -5,7 +5,7 @@ At T_c the kernels of the detection take some 60 us on a GPU; asked for op by op
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,23 @@ from torch import Tensor
 from ascedfast import _backend, _native_cuda
 from ascedfast.config import HALF_GREY_LEVEL, AscedConfig
 from ascedfast.detect import Detection, connectivity_of
+from ascedfast.prepared_memory import Parts
+from ascedfast.prepared_regions import PreparedRegions
 
-if TYPE_CHECKING:  # importing ascedfast needs no Triton
-    from ascedfast.kernels.prepared import Place
+
+class Signal(NamedTuple):
+    """Two ``LaunchSequence``s from a bank to its flags, between which the first one's own memory is given back.
+
+    first: (bank, ``own``, ``left``, ``for_first``). second: (``left``, z, flags, ``for_second``). The last of each are
+    constants, which stay where they are.
+    """
+
+    first: Any
+    second: Any
+    own: Parts
+    left: Parts
+    for_first: Tensor
+    for_second: Tensor
 
 
 class PreparedDetection:
@@ -24,13 +38,16 @@ class PreparedDetection:
     Args: shape, device: of the banks, float32 [K, R, *grid] contiguous.
     """
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device, config: AscedConfig) -> None:
-        from ascedfast.kernels import dilate_mask, label_regions, robust_threshold
+    flag_type = torch.bool
 
-        bank, grid = torch.empty(shape, device="meta"), tuple(shape[2:])
-        maps, flags = bank[:, :, None], bank[0]
+    def __init__(self, shape: tuple[int, ...], device: torch.device, config: AscedConfig) -> None:
+        from ascedfast.kernels import robust_threshold
+
+        grid = tuple(shape[2:])
+        maps = torch.empty(shape, device="meta")[:, :, None]
         sizes = config.sizes(grid)
-        self.threshold = robust_threshold.Thresholding(
+        self._device, self._count, self._planes = device, math.prod(grid), shape[0] * shape[1]
+        self._threshold = robust_threshold.Thresholding(
             maps.shape,
             maps.stride(),
             device,
@@ -41,44 +58,31 @@ class PreparedDetection:
             count=False,
             faster=_native_cuda.medians if config.backend == "auto" and _backend.has_cuda() else None,
         )
-        self._rules = {
+        rules = {
             "connectivity": connectivity_of(config, grid),
             "min_area": sizes.min_area,
             "max_area": sizes.max_area,
             "core_width": sizes.core_width,
         }
-        native = _backend.pick("label_regions", device, config.backend) == "native"
-        self._planes = (shape[1], *(1,) * (3 - len(grid)), *grid) if native else None
-        self._label = _native_cuda.label_regions if native else label_regions.label_regions
-        self.grow = dilate_mask.Dilation(flags.shape, flags.stride(), sizes.grow)
+        self.regions = PreparedRegions(tuple(shape[1:]), device, config.backend, rules, sizes.grow)
 
     def __call__(self, bank: Tensor) -> Detection:
         """As ``detect.detect``; launched on the current stream of bank's device, which is the current one."""
-        flags, z = self.threshold(bank)
-        if self._planes is None:
-            labels, mask, overflow = self._label(flags, **self._rules)
-        else:
-            labels, mask, overflow = self._label(flags.view(self._planes), **self._rules)
-            labels, mask = labels.view(flags.shape), mask.view(flags.shape)
-        return Detection(mask, self.grow(mask), z, labels, overflow)
+        flags, z = self._threshold(bank)
+        labels, mask, overflow, grown = self.regions(flags)
+        return Detection(mask, grown, z, labels, overflow)
 
-    @property
-    def by_csrc(self) -> bool:
-        """Whether csrc labels the regions, so that it may do all of a detection (``PreparedCorrection``)."""
-        return self._planes is not None
-
-    @property
-    def labelling_bytes(self) -> int:
-        """Scratch of csrc's labelling."""
-        return _backend.native().label_regions_scratch_bytes(self._planes)
-
-    def add_labels_to(
-        self, sequence: Any, flags: "Place", labels: "Place", mask: "Place", overflow: "Place", scratch: "Place"
-    ) -> None:
-        """Append csrc's labelling to its ``LaunchSequence``: of flags bool [R, *grid] contiguous, scratch of
-        ``labelling_bytes``; written: labels int32 and mask bool of that shape, overflow bool [R]."""
-        strides = [math.prod(self._planes[axis + 1 :]) for axis in range(len(self._planes))]
-        outputs = (labels, mask, overflow)
-        sequence.label_regions(
-            flags, strides, self._planes, *outputs, **self._rules, scratch=scratch, scratch_bytes=self.labelling_bytes
-        )
+    def signal(self) -> Signal:
+        """Raises: kernels.prepared.NoSequence."""
+        native, planes, count = _backend.native(), self._planes, self._count
+        blur, weights = self._threshold.smoothing
+        room = native.medians_scratch_bytes(planes) if self._threshold.by_medians(count) else 0
+        own = Parts(self._device, 1, *[4 * planes * count] * blur.spare, room)
+        left = Parts(self._device, 2, 4 * planes * count, 8 * planes)
+        (*spare, scratch), (values, statistics) = own.places, left.places
+        first, second = native.LaunchSequence(4), native.LaunchSequence(4)
+        blur.add_to(first, (0, 0), values, spare, (3, 0))
+        self._threshold.add_statistics_to(first, values, planes, count, statistics, scratch, room)
+        values, statistics = ((0, start) for _, start in left.places)
+        self._threshold.add_flags_to(second, values, statistics, flags=(2, 0), z=(1, 0))
+        return Signal(first, second, own, left, weights, weights)

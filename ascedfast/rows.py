@@ -48,13 +48,14 @@ class Row:
         return [level.logsnr for level in window]
 
     @property
-    def _banks_changes(self) -> bool:
+    def banks_changes(self) -> bool:
+        """The mode keeps the dynamics of a step, and no signal of its own."""
         return self.config.mode in ("fast", "calibrated")
 
     @property
     def whole(self) -> bool:
         """Every step of the window was banked."""
-        wanted = self.plan.t_c - self.plan.start - self._banks_changes
+        wanted = self.plan.t_c - self.plan.start - self.banks_changes
         return len(self.bank) == wanted and all(entry is not None for entry in self.bank)
 
     @property
@@ -78,7 +79,7 @@ class Row:
                 self.finite_after = finite if self.finite_after is None else self.finite_after & finite
             if d is not None:
                 self.dynamics.append((self.step, d))
-        if self.watched and not self._banks_changes:
+        if self.watched and not self.banks_changes:
             self.bank.append(signal)
         elif self.watched and self.step > self.plan.start:
             self.bank.append(d)

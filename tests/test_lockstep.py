@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from layouts import DEVICES, same_bits
+from null_tables import calibrated
 
 import ascedfast
 from ascedfast import AscedConfig, process
@@ -62,6 +63,30 @@ def test_equals_the_rows_one_by_one():
     assert same_bits(x, expected)
     assert run.report.rows[0].status == "corrected"
     same_reports(run.report, other.report)
+
+
+def test_calibrated_rows_equal_the_rows_one_by_one():
+    """Severities differ in their last bits (test_temporal_severity); no location here lies so near to a threshold."""
+    x, run = loop(calibrated(SCHEDULE, T_C, SHAPE[2:], above=0.5, backend="triton"))
+    expected, other = loop(calibrated(SCHEDULE, T_C, SHAPE[2:], above=0.5, backend="reference"))
+    assert run._lockstep is not None
+    assert other._lockstep is None
+    assert same_bits(x, expected)
+    for ours, theirs in zip(run.report.rows, other.report.rows, strict=True):
+        assert ours.status == theirs.status == "corrected"
+        assert 0 < int(ours.mask.sum()) < ours.mask.numel() / 2
+        assert torch.equal(ours.mask_grown, theirs.mask_grown)
+        assert ours.severity == pytest.approx(theirs.severity, rel=1e-5)
+        assert ours.p_value == pytest.approx(theirs.p_value, rel=1e-4)
+        assert all(same_bits(p, q) for (_, p), (_, q) in zip(ours.dynamics, theirs.dynamics, strict=True))
+
+
+def test_calibrated_rows_of_another_grid_say_why_they_are_left_alone():
+    x, run = loop(calibrated(SCHEDULE, T_C, (12, 12), backend="triton"))
+    assert run._lockstep is None
+    assert {row.status for row in run.report.rows} == {"unavailable"}
+    assert "calibrate at its size" in run.report.rows[0].plan.reason
+    assert same_bits(x, loop(settings(correct=False))[0])
 
 
 @pytest.mark.parametrize("named_from", [0, 3, T_C - 1, T_C, T_C + 1])

@@ -10,11 +10,13 @@ from ascedfast.kernels import prepared
 from hypothesis import given
 from hypothesis import strategies as st
 from layouts import DEVICES, same_bits
+from null_tables import calibrated
 
 from ascedfast import AscedConfig, _backend, _native_cuda, process
 from ascedfast.engine import Engine
 from ascedfast.lockstep import LockstepPlan
-from ascedfast.prepared_correction import ALIGNED, Found, Parts
+from ascedfast.prepared_correction import Found
+from ascedfast.prepared_memory import ALIGNED, Parts
 from ascedfast.schedule import Schedule
 
 DEVICE = DEVICES[0]
@@ -140,6 +142,19 @@ def test_the_second_correction_has_the_bits_of_the_first(by_csrc, shape, dtype, 
     assert one.mask.any()
     assert same_detections(one, other)
     assert at_once.report.rows[-1].severity == by_ops.report.rows[-1].severity
+
+
+@pytest.mark.parametrize("shape", (SHAPES | LARGE).values(), ids=SHAPES | LARGE)
+def test_the_second_calibrated_correction_has_the_bits_of_the_first(by_csrc, shape):
+    runs = Runs(shape, calibrated(SCHEDULE, T_C, shape[2:], above=0.5, x0_noise=0.3), DTYPES[-1])
+    (x, by_ops), (y, at_once) = runs.run(), runs.run()
+    assert isinstance(at_once._lockstep._found, Found)
+    assert not isinstance(by_ops._lockstep._found, Found)
+    assert same_bits(x, y)
+    one, other = by_ops._lockstep.detection, at_once._lockstep.detection
+    assert 0 < int(one.mask.sum()) < one.mask.numel() / 2
+    assert same_detections(one, other)
+    assert [row.p_value for row in at_once.report] == [row.p_value for row in by_ops.report]
 
 
 def test_it_equals_the_reference(by_csrc):

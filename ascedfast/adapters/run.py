@@ -167,7 +167,7 @@ class SchedulerRun:
         if self._fused is None and self.config.form == "linear":
             self._warn_once(
                 "form='linear' cannot serve this run (it needs a GPU, a deterministic solver without thresholding, "
-                "mode 'fast' and no on_x0): the stock step runs and is watched"
+                "mode 'fast' or 'calibrated' and no on_x0): the stock step runs and is watched"
             )
         held = scheduler.__dict__  # not getattr: a scheduler looks in its configuration for what it lacks
         if self._fused is not None and held.get("_step_index", 0) is None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Regions of a severity: spread to where it is high, kept where it is rare."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,14 @@ from ascedfast.calibration.table import Null
 
 SPREAD_AT = 0.5
 """A region spreads over the locations as severe as the worst of every second sound run."""
+RULES = {"min_area": 0, "max_area": math.inf, "core_width": 1}
+"""Of ``ops.label_regions``: a region of any size is kept, if it holds a seed."""
+
+
+def thresholds(null: Null, rate: float) -> tuple[float, float]:
+    """The severities from which a region spreads and grows: low, high. Raises: ValueError, as ``Null.threshold``."""
+    high = null.threshold(rate)
+    return min(high, null.threshold(SPREAD_AT)), high
 
 
 def regions(
@@ -20,22 +30,14 @@ def regions(
     Returns: mask bool [R, *grid]; labels int32 of all regions, kept or not; overflow bool [R], see
         ``ops.label_regions``. Nothing is kept in a row with NaN.
     """
-    high = null.threshold(rate)
-    mask, labels, overflow = seeded(severity, min(high, null.threshold(SPREAD_AT)), high, connectivity, backend)
-    return mask, labels, overflow
+    return seeded(severity, *thresholds(null, rate), connectivity, backend)
 
 
 def seeded(
     severity: Tensor, low: float, high: float, connectivity: int, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Connected regions above ``low`` that hold a location above ``high``; as ``regions``."""
-    sound = ~severity.flatten(1).isnan().any(1)
-    above = (severity > low) & sound.view(-1, *([1] * (severity.dim() - 1)))
-    labels, _, overflow = ops.label_regions(above, connectivity=connectivity, backend=backend)
-    flat = labels.flatten(1).long()
-    # One place a region; all that is no seed goes to the ground's.
-    holds = torch.zeros(len(flat), flat.shape[1] + 1, dtype=torch.bool, device=severity.device)
-    holds.scatter_(1, torch.where((severity > high).flatten(1), flat, 0), True)
-    holds[:, 0] = False
-    holds &= ~overflow[:, None]
-    return holds.gather(1, flat).view_as(above), labels, overflow
+    sound = ~severity.flatten(1).isnan().any(1).view(-1, *([1] * (severity.dim() - 1)))
+    levels = ((severity > low) & sound).to(torch.uint8) + ((severity > high) & sound).to(torch.uint8)
+    labels, mask, overflow = ops.label_regions(levels, connectivity=connectivity, **RULES, backend=backend)
+    return mask, labels, overflow

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ascedfast.reference_scores import Gumbel, Scores, severity_of
@@ -36,7 +35,7 @@ class Null:
 
     Attributes:
         logsnr: of the K + 1 predictions of the window, not below EARLIEST.
-        grid: sizes of the location axes.
+        grid: sizes of the location axes; () for runs of several sizes, whose table serves any.
         profile: K mean changes, by step; only their ratios count.
         still, jump: of the logarithm of a sample's largest score; ``jump`` is None where a window is too short for one.
         levels: severities that the shares SURVIVAL of the runs exceed. tail: mean of what a run exceeds the last of
@@ -131,7 +130,7 @@ class NullTable:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Sizes of the location axes that the runs had."""
+        """Sizes of the location axes that the runs had; () for runs of several sizes."""
         return self.nulls[0].grid
 
     def refusal(self, logsnr: Sequence[float], grid: Sequence[int] | None = None) -> str | None:
@@ -146,10 +145,11 @@ class NullTable:
         """The null of a window whose predictions have these logSNR, in the order of the run.
 
         Between two entries by the logarithm of the number of changes; the profile by the place in the window.
+        A table of several sizes serves any grid, and windows that begin anywhere.
         Raises: ValueError for a window that begins or ends elsewhere (another T_c), has fewer or more changes than the
             table knows, or lies on another grid; the message says what to do.
         """
-        if grid is not None and tuple(grid) != self.grid:
+        if grid is not None and self.grid and tuple(grid) != self.grid:
             raise ValueError(f"the table is of a grid of {self.grid}, the run has {tuple(grid)}: calibrate at its size")
         levels = tuple(max(EARLIEST, value) for value in logsnr)
         for null in self.nulls:
@@ -166,7 +166,9 @@ class NullTable:
             )
         i = bisect.bisect_left(counts, count)
         low, high = near[i if counts[i] == count else i - 1], near[i]
-        for place, tolerance in ((0, START_TOLERANCE), (-1, END_TOLERANCE)):
+        # Runs of several processes begin at several levels; all of them end at T_c.
+        places = ((-1, END_TOLERANCE),) if not self.grid else ((0, START_TOLERANCE), (-1, END_TOLERANCE))
+        for place, tolerance in places:
             ends = low.logsnr[place], high.logsnr[place]
             if not min(ends) - tolerance <= levels[place] <= max(ends) + tolerance:
                 raise ValueError(

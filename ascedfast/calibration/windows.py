@@ -17,9 +17,14 @@ BLUR = 1 / 32
 """Standard deviation of the smoothing, in sides of the grid (of sqrt(H*W))."""
 
 
+def sigma_of(grid: tuple[int, ...]) -> float:
+    """Standard deviation of the smoothing on a grid that ends in (H, W), in its locations."""
+    return BLUR * math.sqrt(grid[-2] * grid[-1])
+
+
 def smoothed(d: Tensor, *, backend: str = "auto") -> Tensor:
     """d: float32 [..., H, W], changes, not negative; smoothed along H and W, the same shape. Raises: BackendError."""
-    sigma = BLUR * math.sqrt(d.shape[-2] * d.shape[-1])
+    sigma = sigma_of(tuple(d.shape))
     if _backend.pick("temporal_scores", d.device, backend) != "triton" or d.dtype != torch.float32 or not d.numel():
         return reference.gaussian_blur(d, sigma, (-2, -1))
     from ascedfast.kernels import blur

@@ -102,9 +102,14 @@ class Severity:
         self._severity(d, sums, self.table, severity, levels)
         return severity, levels
 
-    def add_to(self, sequence: Any, d: Place, sums: Place, table: Place, severity: Place, levels: Place) -> None:
-        """See ``PreparedLaunch.add_to``."""
+    def add_sums_to(self, sequence: Any, d: Place, sums: Place) -> None:
+        """See ``PreparedLaunch.add_to``. sums: fp64 of ``sums_shape``, written."""
         self._sums.add_to(sequence, d, sums)
+
+    def add_severity_to(
+        self, sequence: Any, d: Place, sums: Place, table: Place, *, severity: Place, levels: Place
+    ) -> None:
+        """See ``PreparedLaunch.add_to``. table: ``table``."""
         self._severity.add_to(sequence, d, sums, table, severity, levels)
 
 
