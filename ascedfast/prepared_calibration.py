@@ -36,7 +36,7 @@ class PreparedCalibration:
         self._blur = blur.Blur(tuple(maps.shape), maps.stride(), len(self._weights) // 2)
         low, high = thresholds(null, config.rate)
         self._severity = temporal_severity.Severity(self._shape, device, null.profile, null.still, null.jump, low, high)
-        rules = {"connectivity": connectivity_of(config, grid), **RULES}
+        rules = {"connectivity": connectivity_of(config, grid), **RULES, "core_width": 0}  # below ops: seeds are cores
         self.regions = PreparedRegions(tuple(shape[1:]), device, config.backend, rules, config.sizes(grid).grow)
 
     def __call__(self, bank: Tensor) -> Detection:

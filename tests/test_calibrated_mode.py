@@ -13,7 +13,6 @@ from layouts import DEVICES
 import ascedfast
 from ascedfast import AscedConfig, ops, process
 from ascedfast.calibration.fit import fit
-from ascedfast.calibration.regions import seeded
 from ascedfast.calibration.table import NullTable
 from ascedfast.calibration.windows import smoothed
 
@@ -182,17 +181,3 @@ def test_the_report_tells_the_p_value(table, tmp_path):
 def test_frames_alone_are_not_enough(table):
     with pytest.raises(ValueError, match="noise levels"):
         ascedfast.artifact_mask(torch.zeros(4, 1, 3, 8, 8), config_of(table))
-
-
-def test_a_row_that_overflowed_keeps_nothing(monkeypatch):
-    real = ascedfast.ops.label_regions
-
-    def tangled(*args, **kwargs):
-        labels, kept, overflow = real(*args, **kwargs)
-        return labels, kept, overflow | torch.tensor([True, False])
-
-    monkeypatch.setattr("ascedfast.calibration.regions.ops.label_regions", tangled)
-    mask, _, overflow = seeded(torch.ones(2, 4, 4), 0.0, 0.5, 4)
-    assert not mask[0].any()
-    assert mask[1].all()
-    assert overflow.tolist() == [True, False]

@@ -271,6 +271,9 @@ def test_too_few_rounds_set_the_flag(path):
     rules = {"connectivity": 4, "min_area": 0, "max_area": math.inf, "core_width": 1}
     labels, kept, overflow = (part.cpu() for part in kernel.label_regions(in_bands(rows), rounds=1, **rules))
     assert overflow.tolist() == [True, False, True]
+    by_seeds = kernel.label_regions(in_bands(rows.to(torch.uint8) * 2), rounds=1, **rules | {"core_width": 0})
+    assert by_seeds[2].tolist() == [True, False, True]
+    assert by_seeds[1].flatten(1).any(1).tolist() == [False, True, False]
     expected = oracle(rows.cpu(), **rules)
     assert torch.equal(labels[1], expected[0][1])
     assert torch.equal(kept[1], expected[1][1])
