@@ -6,7 +6,6 @@ One function an op; its truth is the function of the same name in ``reference``.
 row do not depend on the other rows.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,71 +13,18 @@ from torch import Tensor
 
 from ascedfast import _backend, _native_cuda, reference
 from ascedfast.device_guard import on_device_of
-from ascedfast.reference_scores import LEAST_CHANGES, Gumbel, Scores
-
-
-def _check(ok: bool, message: str) -> None:
-    if not ok:
-        raise ValueError(message)
-
-
-def _check_states(x: Tensor, *others: tuple[str, Tensor], name: str = "x") -> None:
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be of a float dtype, got {x.dtype}")
-    _check(x.dim() in (4, 5), f"{name} must be [R, C, H, W] or [R, C, D, H, W], got {tuple(x.shape)}")
-    for label, other in others:
-        _check(other.shape == x.shape, f"{label} must have {name}'s shape {tuple(x.shape)}, got {tuple(other.shape)}")
-        _check(other.device == x.device, f"{label} is on {other.device}, {name} on {x.device}")
-        if not other.is_floating_point():
-            raise TypeError(f"{label} must be of a float dtype, got {other.dtype}")
-
-
-def _check_mask(mask: Tensor, levels: bool = False) -> None:
-    if mask.dtype != torch.bool and not (levels and mask.dtype == torch.uint8):
-        raise TypeError(f"mask must be bool{' or uint8 levels' if levels else ''}, got {mask.dtype}")
-    _check(mask.dim() in (3, 4), f"mask must be [R, H, W] or [R, D, H, W], got {tuple(mask.shape)}")
-
-
-def _check_a_row(x: Tensor, dtype: torch.dtype, **values: Tensor | None) -> None:
-    """Each of the values is one number a row of x."""
-    for name, value in values.items():
-        if value is None:
-            continue
-        if value.dtype != dtype:
-            raise TypeError(f"{name} must be {dtype}, got {value.dtype}")
-        _check(tuple(value.shape) == (len(x),), f"{name} must be [{len(x)}], one a row, got {tuple(value.shape)}")
-        _check(value.device == x.device, f"{name} is on {value.device}, x on {x.device}")
-
-
-def _check_writable(name: str, x: Tensor) -> None:
-    """x may be written to, each element on its own."""
-    asks = x.requires_grad and x.is_leaf and torch.is_grad_enabled()
-    _check(not asks, f"{name} is a leaf that requires gradients: it cannot be written to")
-    shared = any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
-    _check(not shared, f"{name} is expanded, so that one element stands for many: write to a clone of it")
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _by_triton(op: str, backend: str, *tensors: Tensor) -> bool:
-    """Whether Triton computes the op of these tensors. It knows no float64: "auto" leaves that to the reference."""
-    if _backend.pick(op, tensors[0].device, backend) != "triton":
-        return False
-    if all(tensor.dtype != torch.float64 for tensor in tensors):
-        return True
-    if backend == "auto":
-        return False
-    raise _backend.BackendError(f"backend {backend!r} computes in float32; float64 needs backend='reference'")
-
-
-def _check_scale(mad_scale: Tensor, maps: Tensor) -> None:
-    if mad_scale.dtype != torch.float32:
-        raise TypeError(f"a mad_scale tensor must be float32, got {mad_scale.dtype}")
-    shapes = ((maps.shape[1],), (maps.shape[1], *maps.shape[3:]))
-    _check(tuple(mad_scale.shape) in shapes, f"mad_scale must be one of {shapes}, got {tuple(mad_scale.shape)}")
-    _check(mad_scale.device == maps.device, f"mad_scale is on {mad_scale.device}, maps on {maps.device}")
+from ascedfast.op_checks import (
+    by_triton,
+    check,
+    check_a_row,
+    check_changes,
+    check_mask,
+    check_scale,
+    check_states,
+    check_writable,
+    is_whole,
+)
+from ascedfast.reference_scores import Gumbel, Scores
 
 
 def step_dynamics(
@@ -111,17 +57,17 @@ def step_dynamics(
     if torch.compiler.is_compiling():
         x0, d = torch.ops.ascedfast.step_dynamics(x, m, a, b, x0_prev, clip, reduce, backend, patch)
         return x0, None if x0_prev is None else d
-    _check_states(x, ("m", m), *([("x0_prev", x0_prev)] if x0_prev is not None else []))
-    _check(reduce in ("mean", "max"), f"reduce must be 'mean' or 'max', got {reduce!r}")
-    _check(clip is None or clip > 0, f"clip must be above 0, got {clip}")
-    _check(x0_prev is None or x.shape[1] > 0, f"x has no channels: {tuple(x.shape)}")
+    check_states(x, ("m", m), *([("x0_prev", x0_prev)] if x0_prev is not None else []))
+    check(reduce in ("mean", "max"), f"reduce must be 'mean' or 'max', got {reduce!r}")
+    check(clip is None or clip > 0, f"clip must be above 0, got {clip}")
+    check(x0_prev is None or x.shape[1] > 0, f"x has no channels: {tuple(x.shape)}")
     for name, value in (("a", a), ("b", b)):
         if value.dtype != torch.float32:
             raise TypeError(f"{name} must be float32, got {value.dtype}")
-        _check(value.shape in ((), x.shape[:1]), f"{name} must be [{len(x)}] or 0-dim, got {tuple(value.shape)}")
-        _check(value.device == x.device, f"{name} is on {value.device}, x on {x.device}")
-    _check(isinstance(patch, int) and patch in (1, 2, 4, 8, 16), f"patch must be 1, 2, 4, 8 or 16, got {patch!r}")
-    if _by_triton("step_dynamics", backend, x, m, *([x0_prev] if x0_prev is not None else [])):
+        check(value.shape in ((), x.shape[:1]), f"{name} must be [{len(x)}] or 0-dim, got {tuple(value.shape)}")
+        check(value.device == x.device, f"{name} is on {value.device}, x on {x.device}")
+    check(isinstance(patch, int) and patch in (1, 2, 4, 8, 16), f"patch must be 1, 2, 4, 8 or 16, got {patch!r}")
+    if by_triton("step_dynamics", backend, x, m, *([x0_prev] if x0_prev is not None else [])):
         from ascedfast.kernels import patch_dynamics
         from ascedfast.kernels import step_dynamics as kernel
 
@@ -165,37 +111,24 @@ def robust_threshold(
         return torch.ops.ascedfast.robust_threshold(maps, scale, scales, *rest)
     if maps.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"maps must be float32 or float64, got {maps.dtype}")
-    _check(maps.dim() in (5, 6), f"maps must be [K, R, C, H, W] or [K, R, C, D, H, W], got {tuple(maps.shape)}")
-    _check(maps.shape[0] >= 1, "maps holds no map: K must be at least 1")
-    _check(maps[0, :1].numel() > 0 or maps.shape[1] == 0, f"maps has an empty axis: {tuple(maps.shape)}")
-    _check(z_floor > 0, f"z_floor must be above 0, got {z_floor}")
+    check(maps.dim() in (5, 6), f"maps must be [K, R, C, H, W] or [K, R, C, D, H, W], got {tuple(maps.shape)}")
+    check(maps.shape[0] >= 1, "maps holds no map: K must be at least 1")
+    check(maps[0, :1].numel() > 0 or maps.shape[1] == 0, f"maps has an empty axis: {tuple(maps.shape)}")
+    check(z_floor > 0, f"z_floor must be above 0, got {z_floor}")
     if isinstance(mad_scale, Tensor):
-        _check_scale(mad_scale, maps)
+        check_scale(mad_scale, maps)
     else:
-        _check(mad_scale >= 0, f"mad_scale must be 0 or more, got {mad_scale}")
+        check(mad_scale >= 0, f"mad_scale must be 0 or more, got {mad_scale}")
     for name, value in (("mad_floor", mad_floor), ("blur_sigma", blur_sigma)):
-        _check(0 <= value < float("inf"), f"{name} must be 0 or more and finite, got {value}")
+        check(0 <= value < float("inf"), f"{name} must be 0 or more and finite, got {value}")
     settings = {"mad_scale": mad_scale, "mad_floor": mad_floor, "blur_sigma": blur_sigma, "z_floor": z_floor}
-    if _by_triton("robust_threshold", backend, maps):
+    if by_triton("robust_threshold", backend, maps):
         from ascedfast.kernels import robust_threshold as kernel
 
         faster = _native_cuda.medians if backend == "auto" and _backend.has_cuda() else None
         with on_device_of(maps):
             return kernel.robust_threshold(maps, **settings, count=count, faster=faster)
     return reference.robust_threshold(maps, **settings, count=count)
-
-
-def _check_changes(d: Tensor, profile: Sequence[float]) -> None:
-    if not d.is_floating_point():
-        raise TypeError(f"d must be of a float dtype, got {d.dtype}")
-    _check(
-        d.dim() in (4, 5) and len(profile) == len(d),
-        f"d must be [K, R, *grid] with a grid of 2 or 3 axes, the profile K numbers, got {tuple(d.shape)} and "
-        f"{len(profile)}",
-    )
-    _check(len(d) >= LEAST_CHANGES, f"{len(d)} changes tell nothing: at least {LEAST_CHANGES} are needed")
-    good = all(0 < value < math.inf for value in profile)
-    _check(good, f"a profile is positive and finite at every step, got {list(profile)}")
 
 
 def temporal_scores(d: Tensor, profile: Sequence[float], *, backend: str = "auto") -> Scores:
@@ -213,8 +146,8 @@ def temporal_scores(d: Tensor, profile: Sequence[float], *, backend: str = "auto
     """
     if torch.compiler.is_compiling():
         return Scores(*torch.ops.ascedfast.temporal_scores(d, [float(value) for value in profile], backend))
-    _check_changes(d, profile)
-    if _by_triton("temporal_scores", backend, d):
+    check_changes(d, profile)
+    if by_triton("temporal_scores", backend, d):
         from ascedfast.kernels import temporal_scores as kernel
 
         with on_device_of(d):
@@ -251,11 +184,11 @@ def temporal_severity(
         return torch.ops.ascedfast.temporal_severity(
             d, [float(value) for value in profile], numbers, float(low), float(high), backend
         )
-    _check_changes(d, profile)
+    check_changes(d, profile)
     for one in (still, jump):
-        _check(one is None or one.scale > 0, f"a scale must be above 0, got {one}")
-    _check(low <= high, f"low must not lie above high, got {low} and {high}")
-    if _by_triton("temporal_severity", backend, d):
+        check(one is None or one.scale > 0, f"a scale must be above 0, got {one}")
+    check(low <= high, f"low must not lie above high, got {low} and {high}")
+    if by_triton("temporal_severity", backend, d):
         from ascedfast.kernels import temporal_severity as kernel
 
         with on_device_of(d):
@@ -290,13 +223,13 @@ def label_regions(
     if torch.compiler.is_compiling():
         rules = (connectivity, float(min_area), float(max_area), core_width)
         return torch.ops.ascedfast.label_regions(mask, *rules, backend)
-    _check_mask(mask, levels=True)
+    check_mask(mask, levels=True)
     allowed = (4, 8) if mask.dim() == 3 else (6, 26)
-    _check(connectivity in allowed, f"connectivity of a {mask.dim() - 1}D grid must be in {allowed}: {connectivity}")
-    _check(_whole(core_width, 1), f"core_width must be an int of at least 1, got {core_width!r}")
+    check(connectivity in allowed, f"connectivity of a {mask.dim() - 1}D grid must be in {allowed}: {connectivity}")
+    check(is_whole(core_width, 1), f"core_width must be an int of at least 1, got {core_width!r}")
     levels = mask.dtype == torch.uint8
-    _check(not levels or core_width == 1, f"core_width must be 1 with uint8 levels, got {core_width}")
-    _check(max_area > min_area >= 0, f"0 <= min_area < max_area must hold, got {min_area} and {max_area}")
+    check(not levels or core_width == 1, f"core_width must be 1 with uint8 levels, got {core_width}")
+    check(max_area > min_area >= 0, f"0 <= min_area < max_area must hold, got {min_area} and {max_area}")
     rules = {"connectivity": connectivity, "min_area": min_area, "max_area": max_area, "core_width": core_width}
     picked = _backend.pick("label_regions", mask.device, backend)
     if picked == "triton":
@@ -335,8 +268,8 @@ def dilate_mask(mask: Tensor, radius: int, *, backend: str = "auto") -> Tensor:
     """
     if torch.compiler.is_compiling():
         return torch.ops.ascedfast.dilate_mask(mask, radius, backend)
-    _check_mask(mask)
-    _check(_whole(radius, 0), f"radius must be an int of 0 or more, got {radius!r}")
+    check_mask(mask)
+    check(is_whole(radius, 0), f"radius must be an int of 0 or more, got {radius!r}")
     radius = min(radius, max(mask.shape[-2:]))  # more is no larger
     if _backend.pick("dilate_mask", mask.device, backend) == "triton":
         from ascedfast.kernels import dilate_mask as kernel
@@ -372,17 +305,17 @@ def renoise_(
     if torch.compiler.is_compiling():
         torch.ops.ascedfast.renoise_(x, mask, x0, alpha, sigma, seeds, steps, draws, x0_noise, backend)
         return x
-    _check_states(x, ("x0", x0))
-    _check_mask(mask)
+    check_states(x, ("x0", x0))
+    check_mask(mask)
     expected = (x.shape[0], *x.shape[2:])
-    _check(tuple(mask.shape) == expected, f"mask must be {expected}, got {tuple(mask.shape)}")
-    _check(mask.device == x.device, f"mask is on {mask.device}, x on {x.device}")
+    check(tuple(mask.shape) == expected, f"mask must be {expected}, got {tuple(mask.shape)}")
+    check(mask.device == x.device, f"mask is on {mask.device}, x on {x.device}")
     if x0.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x0 must be float32 or float64, got {x0.dtype}")
-    _check_a_row(x, torch.float32, alpha=alpha, sigma=sigma, x0_noise=x0_noise)
-    _check_a_row(x, torch.int64, seeds=seeds, steps=steps, draws=draws)
-    _check_writable("x", x)
-    if _by_triton("renoise_", backend, x, x0):
+    check_a_row(x, torch.float32, alpha=alpha, sigma=sigma, x0_noise=x0_noise)
+    check_a_row(x, torch.int64, seeds=seeds, steps=steps, draws=draws)
+    check_writable("x", x)
+    if by_triton("renoise_", backend, x, x0):
         from ascedfast.kernels import renoise as kernel
 
         noise = {"seeds": seeds, "steps": steps, "draws": draws, "x0_noise": x0_noise}
@@ -407,14 +340,14 @@ def history_fill_(entries: Sequence[Tensor], mask: Tensor, current: Tensor, *, b
     if torch.compiler.is_compiling():
         torch.ops.ascedfast.history_fill_(list(entries), mask, current, backend)
         return
-    _check(len(entries) <= 3, f"a solver keeps at most 3 tensors, got {len(entries)} entries")
-    _check_states(current, *((f"entries[{i}]", entry) for i, entry in enumerate(entries)), name="current")
-    _check_mask(mask)
+    check(len(entries) <= 3, f"a solver keeps at most 3 tensors, got {len(entries)} entries")
+    check_states(current, *((f"entries[{i}]", entry) for i, entry in enumerate(entries)), name="current")
+    check_mask(mask)
     expected = (current.shape[0], *current.shape[2:])
-    _check(tuple(mask.shape) == expected, f"mask must be {expected}, got {tuple(mask.shape)}")
-    _check(mask.device == current.device, f"mask is on {mask.device}, current on {current.device}")
+    check(tuple(mask.shape) == expected, f"mask must be {expected}, got {tuple(mask.shape)}")
+    check(mask.device == current.device, f"mask is on {mask.device}, current on {current.device}")
     for i, entry in enumerate(entries):
-        _check_writable(f"entries[{i}]", entry)
+        check_writable(f"entries[{i}]", entry)
     picked = _backend.pick("history_fill_", current.device, backend)
     if not entries:
         return
