@@ -22,6 +22,7 @@ ROWS = (
     "P1 fused by default",
     "P1 beside the stock step",
     "P1 linear form",
+    "P1 mode calibrated",
     "P2 runs",
     "P2 ops against torch",
     "P3 copy bandwidth",
@@ -78,9 +79,11 @@ def rows(records: Sequence[Record]) -> list[Row]:
 def _row_of(id: str) -> str:
     group, first, *others = id.split("/")
     if group == "P1":
+        if "calibrated" in others:
+            return "P1 mode calibrated"
         return ROWS[2] if "linear" in others else ROWS[0] if first in PARITY else ROWS[1]
     if group == "P2":
-        return ROWS[4] if first in RIVALED else ROWS[3]
+        return "P2 ops against torch" if first in RIVALED else "P2 runs"
     return next(name for name in ROWS if name.startswith(group))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ascedfast import AscedConfig, _native_cuda, ops
+from ascedfast.reference_scores import Gumbel
 from benchmarks.loops import Loop, randn, step_guided
 
 GRIDS = ((2, 3, 19, 23), (1, 17, 5, 1), (2, 4, 3, 9, 7))
@@ -151,6 +152,13 @@ def _temporal_scores(device: torch.device) -> None:
             ops.temporal_scores(changes, [1.0 + k for k in range(len(d))], **BY_TRITON)
 
 
+def _temporal_severity(device: torch.device) -> None:
+    for shape in ((2, 2, 9, 7), (5, 3, 40, 31), (12, 1, 3, 300, 301), (23, 2, 16, 16)):
+        d, among = randn(shape, 11, device).abs(), (Gumbel(1.0, 0.2), Gumbel(0.5, 0.3))
+        for changes in (d, d.bfloat16()):
+            ops.temporal_severity(changes, [1.0 + k for k in range(len(d))], *among, low=0.0, high=1.0, **BY_TRITON)
+
+
 CASES: dict[str, Callable[[torch.device], None]] = {
     "step_dynamics": _step_dynamics,
     "step_dynamics by patch": _patch_dynamics,
@@ -158,6 +166,7 @@ CASES: dict[str, Callable[[torch.device], None]] = {
     "linear_step": _linear_solvers,
     "robust_threshold": _robust_threshold,
     "temporal_scores": _temporal_scores,
+    "temporal_severity": _temporal_severity,
     "label_regions": _label_regions,
     "label_regions of levels": _label_levels,
     "dilate_mask": _dilate_mask,

@@ -25,7 +25,9 @@ from torch import Tensor
 import ascedfast
 from ascedfast import AscedConfig
 from ascedfast.adapters.schedules import schedule_of
-from ascedfast.schedule import Plan
+from ascedfast.calibration.table import EARLIEST, SURVIVAL, Null, NullTable
+from ascedfast.reference_scores import Gumbel
+from ascedfast.schedule import Plan, plan_run
 from benchmarks import trace
 from benchmarks.trace import Launch
 
@@ -60,6 +62,18 @@ class Loop:
         scheduler = SCHEDULERS[self.scheduler]()
         handle = None if config is None else ascedfast.enable_asced(scheduler, config, seeds=0)
         return scheduler, handle
+
+    @property
+    def calibrated(self) -> AscedConfig:
+        """Mode "calibrated" against made-up sound runs, which change alike at every step: only sizes matter here."""
+        scheduler, config = SCHEDULERS[self.scheduler](), AscedConfig()
+        scheduler.set_timesteps(STEPS)
+        schedule = schedule_of(scheduler)
+        logsnr = tuple(max(EARLIEST, level.logsnr) for level in schedule.before[: plan_run(schedule, config).t_c])
+        levels = tuple(0.1 * k for k in range(len(SURVIVAL)))
+        profile = (1.0,) * (len(logsnr) - 1)
+        null = Null(logsnr, (), profile, Gumbel(0.0, 0.5), Gumbel(0.0, 0.5), levels, 0.1, 1000)
+        return AscedConfig.calibrated(NullTable((null,)))
 
     def begin(self, scheduler: SchedulerMixin) -> list[Tensor]:
         """Set the timesteps, as a pipeline does before its loop; they come back one by one."""
@@ -147,9 +161,9 @@ class Traces:
 
 
 @functools.lru_cache(maxsize=8)
-def traces(loop: Loop, repeats: int) -> Traces:
+def traces(loop: Loop, repeats: int, config: AscedConfig = AscedConfig()) -> Traces:  # noqa: B008 - it is frozen
     """Both runs of a loop under the profiler, in turn, after a run of each that pays for compilation."""
-    stock, (enabled, handle) = loop.make()[0], loop.make(AscedConfig())
+    stock, (enabled, handle) = loop.make()[0], loop.make(config)
     step_guided(loop, stock)
     step_guided(loop, enabled)
     plan = handle.report.rows[0].plan

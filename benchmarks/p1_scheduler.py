@@ -5,6 +5,7 @@ Wall time of the whole loop, T_c included, with one synchronize at its end; mode
 enabled runs take turns; the value is the median of their ratios.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -21,21 +22,26 @@ REPEATS = 30
 
 
 def cases(bench: Bench) -> Cases:
-    """One case for each scheduler and dtype, by default and, where there is one, in the linear form."""
+    """One case for each scheduler and dtype, by default and, where there is one, in the linear form; and, for what is
+    fused by default, in mode "calibrated"."""
     found: Cases = {}
     for dtype in ORDER:
         tail = "" if dtype == ORDER[0] else f"/{dtype}"
         for name in (*PARITY, *OBSERVED):
-            found[f"P1/{name}{tail}"] = partial(_over_stock, bench, name, DTYPES[dtype], linear=False)
+            found[f"P1/{name}{tail}"] = partial(_over_stock, bench, name, DTYPES[dtype], lambda _: AscedConfig())
         for name in OBSERVED:
-            found[f"P1/{name}/linear{tail}"] = partial(_over_stock, bench, name, DTYPES[dtype], linear=True)
+            linear = partial(_over_stock, bench, name, DTYPES[dtype], lambda _: AscedConfig(form="linear"))
+            found[f"P1/{name}/linear{tail}"] = linear
+    for name in PARITY:
+        calibrated = partial(_over_stock, bench, name, DTYPES[ORDER[0]], lambda loop: loop.calibrated)
+        found[f"P1/{name}/calibrated"] = calibrated
     return found
 
 
-def _over_stock(bench: Bench, name: str, dtype: torch.dtype, *, linear: bool) -> Measurement:
+def _over_stock(bench: Bench, name: str, dtype: torch.dtype, config_of: Callable[[Loop], AscedConfig]) -> Measurement:
     side = bench.side(SHAPE[-1])
     loop = Loop(name, (*SHAPE[:2], side, side), dtype, bench.device)
-    stock, (enabled, _) = loop.make()[0], loop.make(AscedConfig(form="linear" if linear else "parity"))
+    stock, (enabled, _) = loop.make()[0], loop.make(config_of(loop))
     x, outputs = loop.start(), loop.outputs(len(loop.begin(stock)))
 
     def run(scheduler: object) -> float:

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from ascedfast import ops
+from ascedfast.reference_scores import Gumbel
 from benchmarks.device import floor_us, graph_us, nbytes
 from benchmarks.fused_step import step_call
 from benchmarks.loops import frames, randn
@@ -52,6 +53,10 @@ def op_call(op: str, shape: tuple[int, ...], bench: Bench) -> OpCall:
     if op == "temporal_scores":
         maps = changes(bench, height)[:, :, 0]
         return partial(ops.temporal_scores, maps, [1.0] * WINDOW), nbytes(maps) + 8 * mask.numel()
+    if op == "temporal_severity":
+        maps = changes(bench, height)[:, :, 0]
+        among = {"still": Gumbel(1.0, 0.2), "jump": Gumbel(0.5, 0.3), "low": 0.0, "high": 2.0}
+        return partial(ops.temporal_severity, maps, [1.0] * WINDOW, **among), nbytes(maps) + 5 * mask.numel()
     if op == "label_regions":
         rules = {"connectivity": 4, "min_area": 25, "max_area": 2500, "core_width": 3}
         return partial(ops.label_regions, mask, **rules), 6 * mask.numel()

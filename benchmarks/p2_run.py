@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 
 import torch
 
+from ascedfast import AscedConfig
 from benchmarks import released
 from benchmarks.loops import Loop, Traces, frames, traces
 from benchmarks.measurement import Bench, Cases, Measurement
@@ -27,21 +28,24 @@ Count = Callable[[list[Launch], list[Launch]], float]
 
 
 def cases(bench: Bench) -> Cases:
-    """Four for each kind of run: attributed time, plain difference, T_c alone, share of the released detector."""
+    """For each kind of run: attributed time, plain difference, T_c alone, share of the released detector; attributed
+    time and T_c of mode "calibrated"."""
     found: Cases = {}
     for name in SETTINGS:
         found[f"P2/{name}"] = partial(_run, bench, name, attributed_us)
         found[f"P2/{name}/difference"] = partial(_run, bench, name, added_us)
         found[f"P2/{name}/T_c"] = partial(_t_c, bench, name)
         found[f"P2/{name}/released"] = partial(_against_released, bench, name)
+        found[f"P2/{name}/calibrated"] = partial(_run, bench, name, attributed_us, calibrated=True)
+        found[f"P2/{name}/calibrated/T_c"] = partial(_t_c, bench, name, calibrated=True)
     return found
 
 
-def _traces(bench: Bench, name: str) -> tuple[Loop, Traces]:
+def _traces(bench: Bench, name: str, calibrated: bool = False) -> tuple[Loop, Traces]:
     scheduler, shape, dtype = SETTINGS[name]
     side = bench.side(shape[-1], 64)
     loop = Loop(scheduler, (*shape[:2], side, side), dtype, bench.device)
-    return loop, traces(loop, bench.repeats(REPEATS))
+    return loop, traces(loop, bench.repeats(REPEATS), loop.calibrated if calibrated else AscedConfig())
 
 
 def _sums(found: Traces, count: Count) -> list[float]:
@@ -53,8 +57,8 @@ def _sums(found: Traces, count: Count) -> list[float]:
     ]
 
 
-def _run(bench: Bench, name: str, count: Count) -> Measurement:
-    loop, found = _traces(bench, name)
+def _run(bench: Bench, name: str, count: Count, calibrated: bool = False) -> Measurement:
+    loop, found = _traces(bench, name, calibrated)
     times = spread(_sums(found, count))
     released_us = _released_us(bench, loop.shape)
     return Measurement(
@@ -81,8 +85,8 @@ def t_c_us(found: Traces) -> list[float]:
     return times
 
 
-def _t_c(bench: Bench, name: str) -> Measurement:
-    loop, found = _traces(bench, name)
+def _t_c(bench: Bench, name: str, calibrated: bool = False) -> Measurement:
+    loop, found = _traces(bench, name, calibrated)
     times = spread(t_c_us(found))
     return Measurement(
         times.p50, loop.shape, loop.dtype, ours_us=times.p50, p20=times.p20, p80=times.p80, note="detection, correction"

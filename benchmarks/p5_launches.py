@@ -28,7 +28,14 @@ def cases(bench: Bench) -> Cases:
         found[f"P5/launches a step/{name}"] = partial(_launches_a_step, bench, name)
     for side in PLANES:
         found[f"P5/launches at T_c/{side}x{side}"] = partial(_launches_at_t_c, bench, side)
+        found[f"P5/launches at T_c/{side}x{side}/calibrated"] = partial(_launches_at_t_c, bench, side, calibrated=True)
+    found["P5/syncs/DDIM/calibrated"] = partial(_syncs, bench, "DDIM", calibrated=True)
+    found["P5/launches a step/DDIM/calibrated"] = partial(_launches_a_step, bench, "DDIM", calibrated=True)
     return found
+
+
+def _config(loop: Loop, calibrated: bool) -> AscedConfig:
+    return loop.calibrated if calibrated else AscedConfig()
 
 
 def _loop(bench: Bench, name: str, side: int = SIDE) -> Loop:
@@ -55,9 +62,9 @@ def count_syncs(loop: Loop, scheduler: SchedulerMixin) -> int:
     return sum("synchronizing" in str(entry.message) for entry in caught)
 
 
-def _syncs(bench: Bench, name: str) -> Measurement:
+def _syncs(bench: Bench, name: str, calibrated: bool = False) -> Measurement:
     loop = _loop(bench, name)
-    stock, (enabled, _) = loop.make()[0], loop.make(AscedConfig())
+    stock, (enabled, _) = loop.make()[0], loop.make(_config(loop, calibrated))
     for scheduler in (stock, enabled):
         step_guided(loop, scheduler)
     theirs, ours = count_syncs(loop, stock), count_syncs(loop, enabled)
@@ -70,18 +77,18 @@ def _syncs(bench: Bench, name: str) -> Measurement:
     )
 
 
-def _launches_a_step(bench: Bench, name: str) -> Measurement:
+def _launches_a_step(bench: Bench, name: str, calibrated: bool = False) -> Measurement:
     loop = _loop(bench, name)
-    found = traces(loop, 1)
+    found = traces(loop, 1, _config(loop, calibrated))
     ours, stock = ([len(run[0][step]) for step in found.window] for run in (found.ours, found.stock))
     return Measurement(
         max(ours), loop.shape, DTYPE, f"stock: {statistics.median(stock):g} launches a step", launches=max(ours)
     )
 
 
-def _launches_at_t_c(bench: Bench, side: int) -> Measurement:
+def _launches_at_t_c(bench: Bench, side: int, calibrated: bool = False) -> Measurement:
     loop = _loop(bench, "DDIM", side)
-    found = traces(loop, 1)
+    found = traces(loop, 1, _config(loop, calibrated))
     counts = [len(step) for step in found.ours[0]]
     usual = round(statistics.median(counts[step] for step in found.window))
     added = counts[found.correcting] - usual

@@ -39,7 +39,7 @@ DETECTED = ("64x64", "128x128", "256x256")
 RIVALS = ("plain", "compiled")
 RIVALED = ("step_dynamics", "robust_threshold", "dilate_mask", "renoise_", "history_fill_")
 """Ops that plain torch can do: it has nothing that labels regions."""
-OPS = (*RIVALED[:2], "temporal_scores", "label_regions", *RIVALED[2:])
+OPS = (*RIVALED[:2], "temporal_scores", "temporal_severity", "label_regions", *RIVALED[2:])
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,14 @@ def _targets() -> list[Target]:
         found += [Target(f"P1/{name}{tail}", bar, over_stock) for name, bar in PARITY.items()]
         found += [Target(f"P1/{name}{tail}", 1.15, over_stock) for name in OBSERVED]
         found += [Target(f"P1/{name}/linear{tail}", 0.33, over_stock) for name in OBSERVED]
+    found += [Target(f"P1/{name}/calibrated", bar, over_stock) for name, bar in PARITY.items()]
     for run, bar in RUNS.items():
         found.append(Target(f"P2/{run}", bar, "us of a run, in launches that stock does not make"))
         found.append(Target(f"P2/{run}/difference", None, "us of a run, ours less stock"))
         found.append(Target(f"P2/{run}/T_c", None, "us at T_c"))
         found.append(Target(f"P2/{run}/released", RELEASED[run], "of the released detector's time"))
+        found.append(Target(f"P2/{run}/calibrated", bar, "us of a run, in launches that stock does not make"))
+        found.append(Target(f"P2/{run}/calibrated/T_c", None, "us at T_c"))
     found += [
         Target(f"P2/{op}/{plane}/{rival}", 1.0, f"of {rival} torch's time")
         for op in RIVALED
@@ -92,6 +95,11 @@ def _targets() -> list[Target]:
     found += [Target(f"P5/syncs/{name}", 0, "host syncs added to a run") for name in PARITY]
     found += [Target(f"P5/launches a step/{name}", 1, "launches in a step of the window") for name in PARITY]
     found += [Target(f"P5/launches at T_c/{side}x{side}", bar, "launches at T_c") for side, bar in PLANES.items()]
+    found.append(Target("P5/syncs/DDIM/calibrated", 0, "host syncs added to a run"))
+    found.append(Target("P5/launches a step/DDIM/calibrated", 1, "launches in a step of the window"))
+    found += [
+        Target(f"P5/launches at T_c/{side}x{side}/calibrated", bar, "launches at T_c") for side, bar in PLANES.items()
+    ]
     found += [
         Target(f"P6/{what}/{shape}", 1.0, "of the bytes allowed")
         for shape in AT_REST

@@ -2,6 +2,7 @@
 """Runs whose steps are fused: the stock's bits, the unfused run's masks, and the stock's bookkeeping."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from diffusers import (
 )
 from layouts import DEVICES, same_bits
 from linear_cases import LINEAR
+from null_tables import calibrated
 
 from ascedfast import AscedConfig, enable_asced, ops
+from ascedfast.adapters.schedules import schedule_of
 
 pytestmark = [pytest.mark.gpu] if DEVICES == ["cuda"] else []
 DEVICE = DEVICES[0]
@@ -54,6 +57,25 @@ def run(make, config=None, dtype=torch.float32, shape=(2, 4, 24, 24), watch=lamb
         x = out[0]
         states.append(x.clone())
     return scheduler, handle, states
+
+
+@pytest.mark.parametrize("name", ["ddim", "flow"])
+def test_calibrated_runs_are_fused(name):
+    """Up to T_c the stock's bits; the mask of the run that is watched row by row."""
+    make = SCHEDULERS[name]
+    scheduler = make()
+    scheduler.set_timesteps(STEPS)
+    config = partial(calibrated, schedule_of(scheduler), 6, (24, 24), above=0.4)
+    _, handle, states = run(make, config(backend="triton"))
+    _, other, expected = run(make, config(backend="reference"))
+    _, _, stock = run(make)
+    assert handle._run._fused is not None
+    assert other._run._fused is None
+    assert all(same_bits(a, b) for a, b in zip(states[:5], stock[:5], strict=True))
+    for ours, theirs in zip(handle.report, other.report, strict=True):
+        assert ours.status == "corrected"
+        assert torch.equal(ours.mask_grown, theirs.mask_grown)
+    assert all(same_bits(a, b) for a, b in zip(states, expected, strict=True))
 
 
 def settings(**changes):

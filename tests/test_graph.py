@@ -13,8 +13,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from layouts import same_bits
+from null_tables import calibrated
 
 from ascedfast import AscedConfig, enable_asced
+from ascedfast.adapters.schedules import schedule_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 STEPS = 25
@@ -26,6 +28,7 @@ SCHEDULERS = {
     "dpm": (lambda: DPMSolverMultistepScheduler(), "parity"),
     "unipc-linear": (lambda: UniPCMultistepScheduler(), "linear"),
     "lms-linear": (lambda: LMSDiscreteScheduler(), "linear"),
+    "flow-calibrated": (lambda: FlowMatchEulerDiscreteScheduler(), "calibrated"),
 }
 
 
@@ -51,7 +54,10 @@ def prepared(case, seeds):
     make, form = case
     scheduler = make()
     scheduler.set_timesteps(STEPS, device="cuda")
-    config = AscedConfig.fast(t_c=12, min_area=0, core_width=1, mad_scale=2.0, form=form)
+    if form == "calibrated":
+        config = calibrated(schedule_of(scheduler), 12, SHAPE[2:], above=-0.5)
+    else:
+        config = AscedConfig.fast(t_c=12, min_area=0, core_width=1, mad_scale=2.0, form=form)
     handle = enable_asced(scheduler, config, seeds=seeds)
     if hasattr(scheduler, "scale_model_input"):
         scheduler.is_scale_input_called = True

@@ -190,7 +190,7 @@ def test_only_uint8_says_levels(dtype):
 
 
 def test_the_other_ops_take_no_levels():
-    with pytest.raises(TypeError, match="mask must be bool, got torch.uint8"):
+    with pytest.raises(TypeError, match=r"mask must be bool, got torch\.uint8"):
         ops.dilate_mask(random_levels(1, 5, 5), 1)
 
 
