@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ascedfast import ops
-from ascedfast.reference_scores import Gumbel
 from ascedfast.reference import patch_grid
+from ascedfast.reference_scores import Gumbel
 
 
 @torch.library.custom_op("ascedfast::step_dynamics", mutates_args=())
