@@ -30,10 +30,12 @@ class PreparedCalibration:
         from ascedfast.kernels import blur, temporal_severity
 
         grid = tuple(shape[2:])
-        maps = torch.empty(shape, device="meta").flatten(0, 1)[None, :, None]
+        frames = math.prod((*shape[:2], *grid[:-2]))  # each of a volume is smoothed alone
+        self._maps = (1, frames, 1, *grid[-2:])
+        strides = torch.empty(self._maps, device="meta").stride()
         self._device, self._count, self._planes = device, math.prod(grid), shape[0] * shape[1]
         self._shape, self._weights = tuple(shape), blur.weights_on(sigma_of(grid), device)
-        self._blur = blur.Blur(tuple(maps.shape), maps.stride(), len(self._weights) // 2)
+        self._blur = blur.Blur(self._maps, strides, len(self._weights) // 2)
         low, high = thresholds(null, config.rate)
         self._severity = temporal_severity.Severity(self._shape, device, null.profile, null.still, null.jump, low, high)
         rules = {"connectivity": connectivity_of(config, grid), **RULES, "core_width": 0}  # below ops: seeds are cores
@@ -41,7 +43,7 @@ class PreparedCalibration:
 
     def __call__(self, bank: Tensor) -> Detection:
         """As ``detect.detect_calibrated``; launched as ``PreparedDetection`` does."""
-        smooth = self._blur(bank.view(1, self._planes, 1, *self._shape[2:]), self._weights)
+        smooth = self._blur(bank.view(self._maps), self._weights)
         severity, levels = self._severity(smooth.view(self._shape))
         labels, mask, overflow, grown = self.regions(levels)
         return Detection(mask, grown, severity, labels, overflow)

