@@ -24,6 +24,8 @@ from ascedfast.upload import upload
 
 LINES, STRETCH = 8, 64
 """A block: so many lines of a slab, so many locations along them."""
+FEW_LINES = 2
+"""Of wide kernels, which wait for their taps: more programs wait side by side."""
 UNROLLED = 12
 """Largest radius whose taps are written out, for loads that overlap; with one channel, else registers run out."""
 
@@ -185,9 +187,10 @@ class Blur:
         self._launches.append((last, source, 0, min(1, buffers - 1)))
 
     def _launch(self, strides, layers, lines, length, layer_and_line_stride, passes) -> PreparedLaunch:
+        slab = LINES if self._radius <= UNROLLED else FEW_LINES
         return PreparedLaunch(
             _blur,
-            (self._planes[0] * layers * triton.cdiv(lines, LINES),),
+            (self._planes[0] * layers * triton.cdiv(lines, slab),),
             self._rows,
             layers,
             lines,
@@ -202,7 +205,7 @@ class Blur:
             self._radius <= lines,
             self._radius <= length,
             self._radius <= UNROLLED and self._channels == 1,
-            LINES,
+            slab,
             STRETCH,
             num_warps=4,
             num_stages=1,

@@ -53,14 +53,24 @@ def _larger(a, b):
 
 @triton.jit
 def scale_of(
-    sums, profile, row, rows, locations, K: tl.constexpr, FLOOR: tl.constexpr, STRETCHES: tl.constexpr, KS: tl.constexpr
+    sums,
+    profile,
+    row,
+    rows,
+    locations,
+    K: tl.constexpr,
+    FLOOR: tl.constexpr,
+    STRETCHES: tl.constexpr,
+    PARTS: tl.constexpr,  # STRETCHES, or the next power of two
+    KS: tl.constexpr,  # the same of K
 ):
     """The row's scale: the median of its steps' mean changes by the profile, at least FLOOR of their mean."""
     k = tl.arange(0, KS)
     known = k < K
-    total = tl.zeros([KS], tl.float64)
-    for part in range(STRETCHES):
-        total += tl.load(sums + (k * rows + row) * STRETCHES + part, known, other=0.0)
+    part = tl.arange(0, PARTS)[None, :]
+    at = sums + (k * rows + row)[:, None] * STRETCHES + part
+    # All at once: one after the other each would wait for memory.
+    total = tl.sum(tl.load(at, known[:, None] & (part < STRETCHES), other=0.0), 1)
     share = total / locations.to(tl.float64) / tl.load(profile + k, known, other=1.0)
     before = (share[None, :] < share[:, None]) | ((share[None, :] == share[:, None]) & (k[None, :] < k[:, None]))
     rank = tl.sum((before & known[None, :]).to(tl.int32), 1)
@@ -131,13 +141,14 @@ def _scores(
     JUMP_FLOOR: tl.constexpr,
     SCALE_FLOOR: tl.constexpr,
     STRETCHES: tl.constexpr,
+    PARTS: tl.constexpr,
     KS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = i < locations
-    scale = scale_of(sums, profile, row, rows, locations, K, SCALE_FLOOR, STRETCHES, KS)
+    scale = scale_of(sums, profile, row, rows, locations, K, SCALE_FLOOR, STRETCHES, PARTS, KS)
     plane_size = rows.to(tl.int64) * locations
     calm, leap = calm_and_leap(
         d + row * locations, profile, scale, plane_size, i, ok, K, FIRST, A_SHARE, STILL_FLOOR, JUMP_FLOOR
@@ -170,6 +181,7 @@ class Window:
             reference_scores.JUMP_FLOOR,
             reference_scores.SCALE_FLOOR,
             self.stretches,
+            triton.next_power_of_2(self.stretches),
             max(16, triton.next_power_of_2(self.count)),
             BLOCK,
         )

@@ -44,6 +44,7 @@ def _severity(
     JUMP_FLOOR: tl.constexpr,
     SCALE_FLOOR: tl.constexpr,
     STRETCHES: tl.constexpr,
+    PARTS: tl.constexpr,
     KS: tl.constexpr,
     BLOCK: tl.constexpr,
     LEAST: tl.constexpr,
@@ -51,7 +52,7 @@ def _severity(
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = i < locations
-    scale = scale_of(sums, table, row, rows, locations, K, SCALE_FLOOR, STRETCHES, KS)
+    scale = scale_of(sums, table, row, rows, locations, K, SCALE_FLOOR, STRETCHES, PARTS, KS)
     plane_size = rows.to(tl.int64) * locations
     calm, leap = calm_and_leap(
         d + row * locations, table, scale, plane_size, i, ok, K, FIRST, A_SHARE, STILL_FLOOR, JUMP_FLOOR
