@@ -101,8 +101,9 @@ class AscedConfig:
 
     @classmethod
     def calibrated(cls, table: NullTable | None = None, **changes: Any) -> Self:
-        """Regions that a share ``rate`` of sound runs of the pipeline has any of, watched from the first step on."""
-        return cls._preset({"mode": "calibrated", "table": table}, changes)
+        """Regions that a share ``rate`` of sound runs of the pipeline has any of, watched from the first step on;
+        re-noised with Algorithm 1's perturbation, as everything that was measured of it."""
+        return cls._preset({"mode": "calibrated", "table": table, "x0_noise": 0.1}, changes)
 
     @classmethod
     def for_mode(cls, mode: str, **changes: Any) -> Self:
