@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""ASCED in ComfyUI: a node between a SAMPLER and SamplerCustom. One file in ``custom_nodes`` brings it in:
+
+    from ascedfast.adapters.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+Written from ComfyUI's source (comfy/samplers.py, comfy/model_sampling.py) and tested against stand-ins for what is used
+of it: ``KSAMPLER.sampler_function``, ``model_sampling.noise_scaling``, ``extra_args["denoise_mask"]`` and ``["seed"]``.
+It was never run inside ComfyUI. Nothing of ComfyUI is imported.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ascedfast.adapters.k_diffusion import AscedSampler
+from ascedfast.config import AscedConfig
+from ascedfast.presets import preset
+
+logger = logging.getLogger("ascedfast")
+
+
+class ComfySampler(AscedSampler):
+    """A sampler function of ComfyUI that watches its runs; the report of each is logged at INFO."""
+
+    def __call__(self, model: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = super().__call__(model, x, *args, **kwargs)
+        if self.enabled:
+            logger.info("ASCED in %s:\n%s", self.__name__, self.report)
+        return out
+
+    def _levels(self, model: Any, sigmas: list[float]) -> list[tuple[float, float]]:
+        """What ``noise_scaling`` makes of one unit of clean latent and one of noise: flow models mix them by other
+        rules than x0 + sigma*noise."""
+        sampling = getattr(getattr(getattr(model, "inner_model", None), "inner_model", None), "model_sampling", None)
+        if sampling is None:
+            raise ValueError(
+                "the model given to the sampler has no inner_model.inner_model.model_sampling, as ComfyUI's have; for "
+                "other models use ascedfast.adapters.k_diffusion.asced_sampler"
+            )
+        none, one = torch.zeros(1, 1, 1, 1, dtype=torch.float64), torch.ones(1, 1, 1, 1, dtype=torch.float64)
+        pairs = []
+        for sigma in sigmas:
+            at = torch.tensor(sigma, dtype=torch.float64)
+            alpha, noise = sampling.noise_scaling(at, none.clone(), one), sampling.noise_scaling(at, one.clone(), none)
+            pairs.append((float(alpha), float(noise)))
+        return pairs
+
+    def _known(self, extra_args: Mapping[str, Any]) -> Tensor | None:
+        """Where the denoise mask is 0 the latent image stays."""
+        mask = extra_args.get("denoise_mask")
+        return None if mask is None else mask == 0
+
+    def _row_seeds(self, extra_args: Mapping[str, Any]) -> int | None:
+        return extra_args.get("seed")
+
+
+class AscedSamplerNode:
+    """SAMPLER in, SAMPLER out. Each queued run is watched anew; the seed of the correction is the run's noise seed."""
+
+    CATEGORY = "sampling/custom_sampling/samplers"
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "wrap"
+    DESCRIPTION = "Finds regions that turn into artifacts while the sampler runs and re-noises them, once (ASCED)."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "sampler": ("SAMPLER",),
+                "mode": (["fast", "official", "paper"],),
+                "mad_scale": ("FLOAT", {"default": 3.0, "min": 0.0, "max": 100.0, "step": 0.1}),
+                "correct": ("BOOLEAN", {"default": True}),
+            }
+        }
+
+    def wrap(self, sampler: Any, mode: str, mad_scale: float, correct: bool) -> tuple[Any]:
+        """A copy of the sampler whose runs are watched. The sampler given is not modified.
+
+        Raises: TypeError for an object that is no ComfyUI SAMPLER; ValueError for a sampler function that cannot be
+            corrected (adaptive steps, a corrector), with the one to take instead.
+        """
+        if not callable(getattr(sampler, "sampler_function", None)):
+            raise TypeError(
+                "expected a SAMPLER with a sampler_function, as KSamplerSelect gives in ComfyUI, got "
+                f"{type(sampler).__name__}"
+            )
+        changes = {"mad_scale": mad_scale, "correct": correct}
+        config = preset("latent", **changes) if mode == "fast" else AscedConfig.for_mode(mode, **changes)
+        watched = copy.copy(sampler)
+        watched.sampler_function = ComfySampler(sampler.sampler_function, config, None)
+        return (watched,)
+
+
+NODE_CLASS_MAPPINGS = {"AscedSampler": AscedSamplerNode}
+NODE_DISPLAY_NAME_MAPPINGS = {"AscedSampler": "ASCED (repair artifacts)"}

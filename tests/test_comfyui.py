@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""ComfyUI's node, against stand-ins for ComfyUI (``comfy_stub``): levels, known regions, seeds, refusals."""
+
+import logging
+
+import comfy_stub
+import k_diffusion_file
+import pytest
+import tiny
+import torch
+from row_loop import bits
+
+from ascedfast.adapters import comfyui
+from ascedfast.noise import Purpose, normal
+
+SHAPE, STEPS = (2, 4, 24, 20), 20
+FAMILIES = {
+    "eps": (comfy_stub.Eps(), torch.cat([torch.logspace(1.3, -1.3, STEPS), torch.zeros(1)])),
+    "flow": (comfy_stub.Const(), 3 * (s := torch.linspace(1, 0, STEPS + 1)) / (1 + 2 * s)),
+}
+UNSTEADY = tiny.spot(SHAPE[2:], 2)
+
+
+def wrapped(sampler_function, **settings):
+    """The node's output for that sampler function, as ComfyUI calls it."""
+    node = comfyui.NODE_CLASS_MAPPINGS["AscedSampler"]
+    given = {"sampler": comfy_stub.Sampler(sampler_function), "mode": "fast", "mad_scale": 8.0, "correct": True}
+    assert given.keys() == node.INPUT_TYPES()["required"].keys()
+    (sampler,) = getattr(node(), node.FUNCTION)(**{**given, **settings})
+    return sampler
+
+
+class Run:
+    def __init__(self, family, sampler, denoise_mask=None, seed=5):
+        sampling, self.sigmas = FAMILIES[family]
+        self.seen, self.x0 = [], []
+        latent = 0.5 * torch.ones(SHAPE)
+        guider = comfy_stub.Guider(comfy_stub.BaseModel(sampling), self.denoiser)
+        self.sampler = sampler
+        self.x = sampler.sample(
+            guider, self.sigmas, {"seed": seed}, self.on_step, tiny.randn(*SHAPE, seed=seed), latent, denoise_mask
+        )
+
+    def denoiser(self, x, sigma):
+        step = int((self.sigmas > sigma[0]).sum())
+        jump = 0.6 if step % 2 else -0.6
+        return 0.25 + x * 0.015625 + 0.03125 * step + torch.where(UNSTEADY, jump, 0.0)
+
+    def on_step(self, i, denoised, x, total_steps):
+        assert (i, total_steps) == (len(self.seen), STEPS)
+        self.seen.append(x.clone())
+        self.x0.append(denoised.clone())
+
+    @property
+    def report(self):
+        return self.sampler.sampler_function.report
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_region_is_renoised_by_the_models_own_rule(family):
+    stock = Run(family, comfy_stub.Sampler(comfy_stub.sample_euler))
+    run = Run(family, wrapped(comfy_stub.sample_euler))
+    assert [row.status for row in run.report] == ["corrected"] * 2
+    mask = run.report.masks_grown
+    assert (mask & UNSTEADY).sum() == UNSTEADY.sum()
+    t_c = run.report[0].plan.t_c
+    moved = (bits(stock.seen[t_c]) != bits(run.seen[t_c])).any(1, keepdim=True)
+    assert torch.equal(moved, mask)
+    assert not (run.x != stock.x).any(1, keepdim=True)[~mask].any()
+    assert [(row.seed, row.draw) for row in run.report] == [(5, 0), (5, 1)]
+    noise = normal(torch.tensor([5, 5]), SHAPE[1], SHAPE[2:], step=t_c, purpose=Purpose.RENOISE, draw=torch.arange(2))
+    expected = FAMILIES[family][0].noise_scaling(run.sigmas[t_c], noise, run.x0[t_c - 1])
+    inside = mask.expand(SHAPE)
+    torch.testing.assert_close(run.seen[t_c][inside], expected[inside], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_switched_to_observe_it_is_the_stocks_bits(family):
+    stock = Run(family, comfy_stub.Sampler(comfy_stub.sample_euler))
+    run = Run(family, wrapped(comfy_stub.sample_euler, correct=False))
+    assert torch.equal(bits(stock.x), bits(run.x))
+    assert [row.status for row in run.report] == ["observed"] * 2
+
+
+def test_a_known_region_is_never_written():
+    """The denoise mask's zeros: half of the first row's spot."""
+    drawn = torch.ones(SHAPE)
+    column = int(UNSTEADY[0, 0].any(0).nonzero().float().mean())
+    drawn[..., :column] = 0
+    stock = Run("flow", comfy_stub.Sampler(comfy_stub.sample_euler), drawn)
+    run = Run("flow", wrapped(comfy_stub.sample_euler), drawn)
+    t_c = run.report[0].plan.t_c
+    moved = (stock.seen[t_c] != run.seen[t_c]).any(1, keepdim=True)
+    assert (run.report.masks_grown & (drawn[:, :1] == 0)).any()
+    assert not (moved & (drawn[:, :1] == 0)).any()
+    assert torch.equal(moved, run.report.masks_grown & (drawn[:, :1] == 1))
+
+
+def test_with_a_real_multistep_sampler():
+    sampling = k_diffusion_file.load_sampling()
+    stock = Run("eps", comfy_stub.Sampler(sampling.sample_dpmpp_2m))
+    run = Run("eps", wrapped(sampling.sample_dpmpp_2m))
+    moved = (run.x != stock.x).any(1, keepdim=True)
+    assert torch.equal(moved & ~run.report.masks_grown, torch.zeros_like(moved))
+    assert moved.any()
+
+
+def test_every_run_is_logged_and_seeded_anew(caplog):
+    caplog.set_level(logging.INFO, logger="ascedfast")
+    sampler = wrapped(comfy_stub.sample_euler)
+    first, again, other = (Run("eps", sampler, seed=seed).x for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert [record.getMessage().startswith("ASCED in sample_euler:") for record in caplog.records] == [True] * 3
+
+
+def test_the_sampler_given_is_not_modified():
+    given = comfy_stub.Sampler(comfy_stub.sample_euler, {"disable": True}, {"random": True})
+    sampler = wrapped(None, sampler=given)
+    assert given.sampler_function is comfy_stub.sample_euler
+    assert (sampler.extra_options, sampler.inpaint_options) == (given.extra_options, given.inpaint_options)
+    assert sampler.sampler_function.__name__ == "sample_euler"
+
+
+def named(name):
+    def function(model, x, sigmas, extra_args, callback, disable):
+        raise AssertionError("never called")
+
+    function.__name__ = name
+    return function
+
+
+@pytest.mark.parametrize("name", ["sample_unipc", "sample_sa_solver", "dpm_adaptive_function", "dpm_fast_function"])
+def test_what_cannot_be_corrected_is_refused(name):
+    with pytest.raises(ValueError, match=f"cannot correct {name}: .*; take "):
+        wrapped(named(name))
+
+
+def test_without_comfyui_errors_say_what_was_expected():
+    with pytest.raises(TypeError, match="expected a SAMPLER with a sampler_function"):
+        wrapped(None, sampler="euler")
+    sampler = wrapped(comfy_stub.sample_euler).sampler_function
+    with pytest.raises(ValueError, match="for other models use"):
+        sampler(lambda x, sigma: x, torch.zeros(SHAPE), FAMILIES["eps"][1])
+    with pytest.raises(ValueError, match="unknown mode"):
+        wrapped(comfy_stub.sample_euler, mode="quick")
