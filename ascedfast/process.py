@@ -74,6 +74,11 @@ def ve_sample(s: float) -> Coefficients:
     return Coefficients(0.0, 1.0, 1.0, s)
 
 
+def ve_score(s: float) -> Coefficients:
+    """Variance-exploding process, m = -e/s, the score (arXiv 2011.13456; Tweedie: x0 = x + s^2*m)."""
+    return Coefficients(1.0, s * s, 1.0, s)
+
+
 def edm(s: float, sigma_data: float = 0.5) -> Coefficients:
     """EDM preconditioning, x0_hat = c_skip*x + c_out*m (arXiv 2206.00364, Table 1). s, sigma_data > 0, data units."""
     total = s * s + sigma_data * sigma_data
@@ -83,3 +88,27 @@ def edm(s: float, sigma_data: float = 0.5) -> Coefficients:
 def trigflow(s: float, sigma_data: float = 1.0) -> Coefficients:
     """TrigFlow, x = cos(s)*x0 + sin(s)*sigma_data*e, m already times sigma_data; s in radians (arXiv 2410.11081)."""
     return Coefficients(math.cos(s), -math.sin(s), math.cos(s), math.sin(s) * sigma_data)
+
+
+def pfgmpp(r: float, dim: float, sigma_data: float = 0.5) -> Coefficients:
+    """PFGM++ with EDM's preconditioning: that of sigma = r/sqrt(dim) (arXiv 2302.04265). dim: its D > 0.
+
+    Its noise is no Gaussian: a sample's is stretched as a whole by sqrt(D/chi2_D), near 1 with a standard deviation of
+    6 % for D = 128, 1.6 % for 2048. What is re-noised is not stretched. Raises ValueError for dim <= 0.
+    """
+    if dim <= 0:
+        raise ValueError(f"dim must be PFGM++'s D > 0, got {dim}; the limit of large D is edm")
+    return edm(r / math.sqrt(dim), sigma_data)
+
+
+def interpolant(alpha: float, sigma: float, dalpha: float, dsigma: float) -> Coefficients:
+    """Any path x = alpha(t)*x0 + sigma(t)*e whose model predicts the velocity m = alpha'(t)*x0 + sigma'(t)*e
+    (stochastic interpolants, arXiv 2303.08797; SiT, arXiv 2401.08740).
+
+    dalpha, dsigma: derivatives after the t of the model's training; its unit and direction follow from that.
+    Raises ValueError where x and m are one equation: alpha*sigma' = sigma*alpha', the noise level stands still.
+    """
+    det = alpha * dsigma - sigma * dalpha
+    if det == 0:
+        raise ValueError("a velocity has no x0 where alpha*dsigma == sigma*dalpha: the noise level stands still there")
+    return Coefficients(dsigma / det, -sigma / det, alpha, sigma)

@@ -3,6 +3,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -123,6 +124,18 @@ PERFECT = {
         process.edm(20 * u, 0.7),
         lambda x, x0, e: (x0 - 0.49 * x / ((20 * u) ** 2 + 0.49)) * math.sqrt((20 * u) ** 2 + 0.49) / (20 * u * 0.7),
     ),
+    "ve score": lambda u: (process.ve_score(20 * u), lambda x, x0, e: -e / (20 * u)),
+    "pfgm++": lambda u: (
+        process.pfgmpp(20 * u * math.sqrt(128), 128, 0.7),
+        lambda x, x0, e: (x0 - 0.49 * x / ((20 * u) ** 2 + 0.49)) * math.sqrt((20 * u) ** 2 + 0.49) / (20 * u * 0.7),
+    ),
+    # SiT's and the cosine path, and the data-ward velocity of a straight one, each with the derivatives of its own t.
+    "interpolant": lambda u: (process.interpolant(1 - u * u, u, -2 * u, 1), lambda x, x0, e: e - 2 * u * x0),
+    "cosine path": lambda u: (
+        process.interpolant(*vp(u), -math.pi / 2 * vp(u)[1], math.pi / 2 * vp(u)[0]),
+        lambda x, x0, e: math.pi / 2 * (vp(u)[0] * e - vp(u)[1] * x0),
+    ),
+    "data-ward": lambda u: (process.interpolant(1 - u, u, 1, -1), lambda x, x0, e: x0 - e),
     # dx/ds, "times sigma_data" as the network's raw output is taken (arXiv 2410.11081).
     "trigflow": lambda u: (
         process.trigflow(u * math.pi / 2, 0.5),
@@ -139,6 +152,69 @@ def test_a_perfect_output_gives_x0_back(name, u, x0, e):
     m = perfect(x, x0, e)
     size = abs(level.a * x) + abs(level.b * m) + 1
     assert abs(level.a * x + level.b * m - x0) <= 1e-13 * size
+
+
+@pytest.mark.parametrize("name", PERFECT)
+@given(u=LEVEL, x=DATA, mean=DATA, deviation=st.floats(0.1, 2))
+def test_the_best_output_gives_the_posterior_mean(name, u, x, mean, deviation):
+    """For Gaussian data, N(mean, deviation^2), the closed form of E[x0 | x]; x0_hat of the best output is that mean."""
+    level, perfect = PERFECT[name](u)
+    gain = level.alpha * deviation**2 / (level.alpha**2 * deviation**2 + level.sigma**2)
+    x0 = mean + gain * (x - level.alpha * mean)
+    m = perfect(x, x0, (x - level.alpha * x0) / level.sigma)  # every target is linear, so its mean is that of the means
+    size = abs(level.a * x) + abs(level.b * m) + 1
+    assert abs(level.a * x + level.b * m - x0) <= 1e-12 * size
+
+
+@given(u=LEVEL)
+def test_the_general_path_holds_the_known_ones(u):
+    for known, path in [
+        (process.flow(u), (1 - u, u, -1, 1)),
+        (process.inverted_flow(u), (u, 1 - u, 1, -1)),
+        (process.ve_eps(u), (1, u, 0, 1)),
+        (process.v(*vp(u)), (*vp(u), -vp(u)[1], vp(u)[0])),
+        (process.trigflow(u), (math.cos(u), math.sin(u), -math.sin(u), math.cos(u))),
+    ]:
+        assert process.interpolant(*path) == pytest.approx(known, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("steps", [100, 200])
+def test_a_path_of_ones_own_leads_to_the_closed_form(steps):
+    """Midpoint steps along the velocity of x = (1-t^2)*x0 + t*e, data N(.3, .5^2): quantiles stay quantiles."""
+    mean, deviation, x = 0.3, 0.5, torch.linspace(-2, 2, 9, dtype=torch.float64)
+
+    def velocity(x, t):
+        level = process.interpolant(1 - t * t, t, -2 * t, 1)
+        gain = level.alpha * deviation**2 / (level.alpha**2 * deviation**2 + level.sigma**2)
+        x0 = mean + gain * (x - level.alpha * mean)
+        m = -2 * t * x0 + (x - level.alpha * x0) / level.sigma
+        torch.testing.assert_close(level.a * x + level.b * m, x0)
+        return m
+
+    expected = mean + deviation * x
+    for k in range(steps):
+        high, low = 1 - k / steps, 1 - (k + 1) / steps
+        middle = (high + low) / 2
+        half = x - (high - middle) * velocity(x, high)
+        x = x - (high - low) * velocity(half, middle)
+    torch.testing.assert_close(x, expected, rtol=0, atol=4 / steps**2)
+
+
+def test_the_noise_of_pfgmpp_is_stretched_by_as_much_as_it_says():
+    """Radii of the kernel R^(N-1) / (R^2 + r^2)^((N+D)/2): R^2/(R^2 + r^2) is Beta(N/2, D/2)."""
+    rng, pixels = np.random.default_rng(0), 3 * 64 * 64
+    for dim, spread in [(128, 0.06), (2048, 0.016)]:
+        share = rng.beta(pixels / 2, dim / 2, size=20_000)
+        level = np.sqrt(share / (1 - share) * dim / pixels)  # over sigma = r/sqrt(D)
+        assert level.mean() == pytest.approx(1, abs=0.01)
+        assert level.std() == pytest.approx(spread, rel=0.1)
+
+
+def test_what_has_no_level_is_refused():
+    with pytest.raises(ValueError, match="stands still"):
+        process.interpolant(0.5, 0.5, -1, -1)
+    with pytest.raises(ValueError, match="D > 0"):
+        process.pfgmpp(1.0, 0)
 
 
 @given(u=LEVEL, x0=DATA, e=DATA)
