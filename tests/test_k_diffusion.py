@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from row_loop import bits
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ascedfast import AscedConfig
 from ascedfast.adapters.k_diffusion import asced_sampler
@@ -60,7 +61,7 @@ def noise_between(seeds, sigma, sigma_next):
 
 
 class Run:
-    def __init__(self, sampling, name, *, asced=True, seeds=SEEDS, jumps=True, config=CONFIG, **more):
+    def __init__(self, sampling, name, *, asced=True, seeds=SEEDS, jumps=True, config=CONFIG, each=None, **more):
         self.sigmas = sampling.get_sigmas_karras(STEPS, 0.05, 20.0)
         self.model = Denoiser(self.sigmas, seeds, jumps)
         self.callbacks = []
@@ -71,7 +72,7 @@ class Run:
             more["noise_sampler"] = functools.partial(noise_between, seeds)
         stock = getattr(sampling, f"sample_{name}")
         self.sampler = asced_sampler(stock, config, seeds=seeds) if asced else stock
-        self.x = self.sampler(self.model, x, *levels, callback=self.callbacks.append, disable=True, **more)
+        self.x = self.sampler(self.model, x, *levels, callback=each or self.callbacks.append, disable=True, **more)
         assert torch.equal(x, before)
 
     @property
@@ -196,6 +197,30 @@ def test_inference_mode(sampling):
     assert torch.equal(run.x, Run(sampling, "dpmpp_2m").x)
 
 
+class ReadBacks(TorchDispatchMode):
+    """Counts the operations that read a value back to the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "item")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["euler_ancestral", "heun", "dpmpp_2m"])
+def test_watching_reads_nothing_back(sampling, name):
+    """Up to T_c, beyond what the sampler and its model read."""
+    counts = []
+    for config in (None, CONFIG):
+        counts.append([])
+        with ReadBacks() as seen:
+            each = functools.partial(lambda seen, info: counts[-1].append(seen.count), seen)
+            run = Run(sampling, name, asced=config is not None, config=config, each=each)
+    t_c = run.report[0].plan.t_c
+    assert counts[0][t_c - 1] > 0
+    assert counts[0][:t_c] == counts[1][:t_c]
+
+
 def test_seeds_and_switch(sampling):
     sigmas = sampling.get_sigmas_karras(STEPS, 0.05, 20.0)
     x = torch.zeros(2, CHANNELS, *GRID)
@@ -253,6 +278,26 @@ def copying(model, x, sigmas, callback=None, disable=None):
         callback({"x": x, "i": i, "denoised": denoised})
         x = denoised + (x - denoised) * (sigmas[i + 1] / sigmas[i])
     return x
+
+
+def telling_the_start(model, x, sigmas, callback=None, disable=None):
+    """As ComfyUI's ipndm: what it tells is the x that it was given."""
+    start = x
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i].expand(len(x)))
+        callback({"x": start, "i": i, "denoised": denoised})
+        x = denoised + (x - denoised) * (sigmas[i + 1] / sigmas[i])
+    return x
+
+
+def test_what_a_sampler_tells_of_its_state_need_not_be_true(sampling, asced_warnings):
+    sigmas = sampling.get_sigmas_karras(STEPS, 0.05, 20.0)
+    x = 20 * tiny.randn(2, CHANNELS, *GRID)
+    sampler = asced_sampler(telling_the_start, CONFIG, seeds=SEEDS)
+    watched, stock = sampler(Denoiser(sigmas), x, sigmas), telling_the_start(Denoiser(sigmas), x, sigmas, dict)
+    assert torch.equal((watched != stock).any(1, keepdim=True), sampler.report.masks_grown)
+    assert sampler.report.masks_grown.any()
+    assert asced_warnings() == []
 
 
 @pytest.mark.parametrize(("sampler", "words"), [(uneven, "left alone from step"), (copying, "may be lost")])

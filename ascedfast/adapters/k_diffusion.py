@@ -68,6 +68,7 @@ class WatchedModel:
         self._answer: Tensor | None = None
         self._remembered: deque[Tensor] = deque(maxlen=REMEMBERED)
         self._corrected: Tensor | None = None
+        self._told: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -95,9 +96,11 @@ class WatchedModel:
             self._per_step = self._calls
         if self._engine.due:
             self._leave("the model was not called when T_c had come")
-        if self._corrected is not None and info["x"] is not self._corrected:
+        # ComfyUI's ipndm and deis tell the same x, that of the start, at every step: that says nothing.
+        if self._corrected is not None and info["x"] is not self._corrected and info["x"] is not self._told:
             logger.warning("ASCED's correction may be lost: the sampler goes on from another tensor than the model got")
         self._corrected = None
+        self._told = info["x"] if self._steps == self._t_c - 1 else None
         self._calls = 0
         if self._answer is not None and self._steps < self._t_c:
             self._remembered.append(self._answer)
