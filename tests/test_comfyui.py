@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """ComfyUI's node, against stand-ins for ComfyUI (``comfy_stub``): levels, known regions, seeds, refusals."""
 
+import functools
 import logging
+import subprocess
+import sys
 
 import comfy_stub
 import k_diffusion_file
@@ -107,7 +110,7 @@ def test_with_a_real_multistep_sampler():
 
 def test_every_run_is_logged_and_seeded_anew(caplog):
     caplog.set_level(logging.INFO, logger="ascedfast")
-    sampler = wrapped(comfy_stub.sample_euler)
+    sampler = wrapped(functools.partial(comfy_stub.sample_euler))
     first, again, other = (Run("eps", sampler, seed=seed).x for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -144,3 +147,9 @@ def test_without_comfyui_errors_say_what_was_expected():
         sampler(lambda x, sigma: x, torch.zeros(SHAPE), FAMILIES["eps"][1])
     with pytest.raises(ValueError, match="unknown mode"):
         wrapped(comfy_stub.sample_euler, mode="quick")
+
+
+def test_neither_comfyui_nor_diffusers_is_imported():
+    code = "import sys; sys.modules['comfy'] = sys.modules['diffusers'] = None; import ascedfast.adapters.comfyui"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -27,8 +27,9 @@ class ComfySampler(AscedSampler):
     """A sampler function of ComfyUI that watches its runs; the report of each is logged at INFO."""
 
     def __call__(self, model: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        last = self._engine
         out = super().__call__(model, x, *args, **kwargs)
-        if self.enabled:
+        if self._engine is not last:  # the run was watched
             logger.info("ASCED in %s:\n%s", self.__name__, self.report)
         return out
 

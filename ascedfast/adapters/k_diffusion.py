@@ -105,7 +105,10 @@ class WatchedModel:
         if self._answer is not None and self._steps < self._t_c:
             self._remembered.append(self._answer)
             self._answer = None
-        self._engine.observe(info["x"], info["denoised"]) if self._engine.wants_step() else self._engine.skip()
+        if self._engine.wants_step():
+            self._engine.observe(info["x"], info["denoised"])
+        else:
+            self._engine.skip()
         self._steps += 1
         if self._users is not None:
             self._users(info)
@@ -156,7 +159,8 @@ class AscedSampler:
             seed_to_int64(seed)
         self.sampler_fn, self.config, self.seeds, self.enabled = sampler_fn, config, seeds, True
         self._engine: Engine | None = None
-        functools.update_wrapper(self, sampler_fn)
+        functools.update_wrapper(self, sampler_fn, updated=())
+        self.__name__ = name
 
     @property
     def report(self) -> Report:
