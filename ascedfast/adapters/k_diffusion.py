@@ -102,9 +102,11 @@ class WatchedModel:
         self._corrected = None
         self._told = info["x"] if self._steps == self._t_c - 1 else None
         self._calls = 0
-        if self._answer is not None and self._steps < self._t_c:
+        if self._steps >= self._t_c:
+            self._remembered.clear()
+        elif self._answer is not None:
             self._remembered.append(self._answer)
-            self._answer = None
+        self._answer = None
         if self._engine.wants_step():
             self._engine.observe(info["x"], info["denoised"])
         else:
