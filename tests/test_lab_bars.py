@@ -175,13 +175,30 @@ def test_rates_become_shares_of_the_nominal():
     for steps, hits in ((12, 100), (50, 130)):
         made = wilson(hits, 10_000)
         figures = [entry("flagged, nominal 1%", "own table", *made), entry("flagged, nominal 5%", "own table", *made)]
-        results[cell("rates", "F1", steps=steps, judged=0)] = {"figures": figures}
-    results[cell("rates", "F1", "8 steps", steps=8, judged=0)] = {"absent": "2 predictions precede step 2"}
+        results[cell("rates", "F1", steps=steps, judged=0, packaged="")] = {"figures": figures}
+    results[cell("rates", "F1", "8 steps", steps=8, judged=0, packaged="")] = {"absent": "2 predictions precede step 2"}
     found = by_bar(results)
     assert [part.estimate.value for part in found["D1b"]] == pytest.approx([1, 1.3, 0.2, 0.26])
     assert found["D1c"][0].estimate.value == pytest.approx(1.3)
     assert found["D1c"][0].label == "F1, 50 over 12 steps, 1%"
     assert left_out(results, ["rates"]) == ["rates, F1, 8 steps: 2 predictions precede step 2"]
+
+
+def test_a_family_that_the_package_table_never_serves_misses_d1a():
+    made = wilson(100, 10_000)
+    results = {}
+    for family, run in (("F2", "own table"), ("F4", "packaged table"), ("F1", "own table")):
+        settings = {"steps": 25, "judged": 0, "packaged": "" if family == "F1" else "10 12"}
+        results[cell("rates", family, **settings)] = {"figures": [entry("flagged, nominal 1%", run, *made)]}
+    results[cell("rates", "F5", "12 steps", steps=12, judged=0, packaged="10 12")] = {"absent": "refused"}
+    found = {part.family: part for part in by_bar(results)["D1a"]}
+    assert set(found) == {"F2", "F4", "F5"}
+    bar = next(bar for bar in BARS if bar.id == "D1a")
+    assert [bar.margin(found[family].estimate) >= 0 for family in ("F2", "F4", "F5")] == [False, True, False]
+    row = rows_of(parts_of(results))["D1a"]
+    assert row["met"] is False
+    assert row["where"] == "F2, no window served"
+    json.dumps(row, allow_nan=False)
 
 
 def test_traps_pool_the_cells_of_a_quarter_side_and_more():
@@ -191,7 +208,7 @@ def test_traps_pool_the_cells_of_a_quarter_side_and_more():
 
     results = trap("8 px", "0000", "0000", False) | trap("20 %", "1110", "0000") | trap("50 %", "111111", "100000")
     nulls = {"figures": [], "rows": {"severity": [0.0, 0.5, 2.0, 0.1]}}
-    results[cell("rates", "F1", steps=25, judged=1)] = nulls
+    results[cell("rates", "F1", steps=25, judged=1, packaged="")] = nulls
     found = by_bar(results)
     assert found["D3a"][0].estimate[:1] + found["D3a"][0].estimate[3:] == (0.9, 10)
     assert found["D3c"][0].estimate.value == pytest.approx(0.1 - 0.45)
@@ -281,6 +298,8 @@ def test_the_full_cells_are_as_large_as_the_table_asks():
     assert sum(counts("instant", "F1-P30")) == 20_000
     assert counts("noising", "F4") == [1000] * 10
     assert {c.family for c in cells if c.suite == "rates" and c["packaged"]} == {"F2", "F4", "F5"}
+    assert {c["packaged"] for c in cells if c.family == "F4" and c.suite == "rates"} == {"10 12 25 50"}
+    assert {c["table"] for c in cells if c.suite == "rates"} == {"8 12 25 50"}
     assert all(c["runs"] == 2000 for c in cells)
     assert {suite for id in IDS for suite in suites_of(id)} == set(SUITES) <= set(ALL)
 

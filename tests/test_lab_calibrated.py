@@ -64,7 +64,7 @@ def measured(lab, monkeypatch, detector):
     monkeypatch.setattr(contenders, "ours", detector)
     monkeypatch.setattr(rates, "ours", detector)
     traps = trap_cell()
-    nulls = cell("rates", "20 steps", 200, steps=20, judged=1, packaged=0, table="20")
+    nulls = cell("rates", "20 steps", 200, steps=20, judged=1, packaged="", table="20")
     results = {traps: recall.traps(traps, lab), nulls: rates.rates(nulls, lab)}
     # The same rows as if their ground were plain, for the bar that asks for it.
     plain = dataclasses.replace(traps, settings=(*traps.settings, ("ground", "plain")))
@@ -96,7 +96,7 @@ def test_a_blind_detector_scores_chance(lab, monkeypatch):
 def test_a_table_keeps_its_rate_on_new_runs(lab):
     """At both rates, its own sampling error included, and at a number of steps between two of the table."""
     for steps in (20, 28):
-        one = cell("rates", f"{steps} steps", 300, steps=steps, judged=0, packaged=0, table="20 40")
+        one = cell("rates", f"{steps} steps", 300, steps=steps, judged=0, packaged="", table="20 40")
         result = rates.rates(one, lab)
         for rate in (0.01, 0.05):
             (found,) = (f for f in result["figures"] if f["measure"] == f"flagged, nominal {rate:.0%}")
@@ -127,7 +127,7 @@ def test_ours_is_what_the_engine_finds(lab):
 
 
 def test_left_out_windows_are_named(lab):
-    one = cell("rates", "6 steps", 60, steps=6, judged=0, packaged=0, table="20 40")
+    one = cell("rates", "6 steps", 60, steps=6, judged=0, packaged="", table="20 40")
     with pytest.raises(MissingAbility, match="changes before T_c"):
         rates.rates(one, lab)
     with pytest.raises(MissingAbility, match="predictions precede"):
@@ -279,7 +279,7 @@ def test_the_package_table_pools_its_sources(monkeypatch):
     table = packaged(sources, seeds, (20, 12))
     assert [len(null.profile) for null in table.nulls] == [5, 9]
     assert {null.runs for null in table.nulls} == {240}
-    assert table.grid == (16, 16)
+    assert table.grid == ()
     profiles = [np.array(null_of(one, seeds).profile) for one in sources]
     expected = np.mean([one / one.mean() for one in profiles], 0)
     assert np.allclose(table.nulls[1].profile, expected)
@@ -289,9 +289,10 @@ def test_the_package_table_pools_its_sources(monkeypatch):
         nulls_at(Toy(), range(3), (5,))
 
 
-def test_the_package_table_lies_on_the_family_grid(lab):
-    lab.subjects["toy-large"] = Toy(size=32)
-    assert tuned.packaged_table(lab, "toy-large", 120, (20,)).grid == (32, 32)
+def test_the_package_table_serves_any_grid(lab):
+    levels = [level.logsnr for level in Toy().schedule.before[:10]]
+    table = tuned.packaged_table(lab, "toy", 120, (20,))
+    assert table.refusal(levels, (16, 16)) is table.refusal(levels, (32, 48)) is None
 
 
 def test_all_trials_are_kept_in_order(lab):

@@ -13,8 +13,10 @@ none); F5 as it is."""
 PACKAGED = ("F2", "F4", "F5")
 """Families that the package's table was not made of."""
 STEPS = (8, 12, 25, 37, 50)
-TABLE = ((12, 25), (12, 25, 50))
-"""Numbers of steps of the tables, small and full."""
+TABLE = ("12 25", "8 12 25 50")
+"""Numbers of steps of a family's own table, small and full; those that leave it no window are skipped."""
+PACKAGE_TABLE = ("12 25", "10 12 25 50")
+"""Those of the package's table."""
 JUDGED_STEPS = 25
 """Whose images are judged for the area flagged, and whose severities stand against the plants'."""
 GROUNDS = ("plain", "textured")
@@ -38,8 +40,8 @@ def _cell(suite: str, family: str, part: str, size: str, count: int, place: int 
 def rates(family: str, size: str) -> list[Cell]:
     toy = family.startswith("toy")
     steps, count = ((12, 25), 60) if size == "small" else (STEPS, 10_000)
-    common = {"runs": _runs(size)["runs"], "packaged": int(toy or family in PACKAGED)}
-    common["table"] = " ".join(map(str, TABLE[size == "full"]))
+    common = {"runs": _runs(size)["runs"], "table": TABLE[size == "full"]}
+    common["packaged"] = PACKAGE_TABLE[size == "full"] if toy or family in PACKAGED else ""
     return [
         _cell("rates", family, f"{k} steps", size, count, steps=k, judged=int(k == JUDGED_STEPS), **common)
         for k in steps

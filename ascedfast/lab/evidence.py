@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """From the cells of the detector's suites to the parts that its bars are decided by. Formulas: ``docs/measures.md``."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -27,6 +28,8 @@ GAIN_SHARE = 0.25
 LEAST_JUMPS = 20
 """Persisting jumps of a family without which it has no part in D5: one image more or less decides nothing."""
 NOTHING = Estimate(0.0, 0.0, 0.0, 0)
+UNMEASURED = Estimate(math.nan, math.nan, math.nan, 0)
+"""Lies inside no limits: what a bar needs and no cell measured."""
 UNDECIDED_SIDE = "50 %"
 """Reported, but no bin of D6."""
 
@@ -81,7 +84,19 @@ def _over(one: Estimate, by: float) -> Estimate:
     return Estimate(one.value / by, one.low / by, one.high / by, one.n)
 
 
+def _unserved(results: Results) -> Iterator[Part]:
+    """Of families to be held against the package's table, those of which it served no cell."""
+    asked, served = set(), set()
+    for cell, result in results.items():
+        if cell.suite == "rates" and cell["packaged"]:
+            asked.add(cell.family)
+            runs = {one["run"] for one in result.get("figures", ())}
+            served |= {cell.family} if "packaged table" in runs else set()
+    yield from (Part("D1a", f"{family}, no window served", UNMEASURED) for family in sorted(asked - served))
+
+
 def _rates(results: Results) -> Iterator[Part]:
+    yield from _unserved(results)
     for family, pairs in _of(results, "rates").items():
         for rate in RATES:
             own: dict[int, Estimate] = {}

@@ -55,7 +55,7 @@ def packaged(sources: Sequence[Subject], seeds: TuningSeeds, steps: Sequence[int
     nulls = []
     for count in steps:
         runs = [ability(source, "with_steps")(count) for source in sources]
-        nulls.append(dataclasses.replace(_pooled(runs, seeds), grid=tuple(sources[0].shape[1:])))
+        nulls.append(dataclasses.replace(_pooled(runs, seeds), grid=()))  # serves any
     nulls.sort(key=lambda null: len(null.profile))
     return NullTable(tuple(nulls), "", f"{' and '.join(one.name for one in sources)}, {len(seeds)} runs each")
 

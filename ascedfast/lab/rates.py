@@ -31,7 +31,7 @@ def rates(cell: Cell, lab: Lab) -> dict[str, Any]:
     check_window(subject)
     tables = {"own table": own_table(lab, cell.family, cell["runs"], usable(lab, cell))}
     if cell["packaged"]:
-        tables["packaged table"] = packaged_table(lab, cell.family, cell["runs"], table_steps(cell))
+        tables["packaged table"] = packaged_table(lab, cell.family, cell["runs"], numbers(cell["packaged"]))
     left_out = {}
     levels = [level.logsnr for level in subject.schedule.before[: t_c_of(subject.schedule, CONFIGS["official"])]]
     for name, table in list(tables.items()):
@@ -76,14 +76,15 @@ def check_window(subject: Subject) -> None:
         raise MissingAbility(f"{subject.name}, {len(subject.schedule)} steps: {error}") from error
 
 
-def table_steps(cell: Cell) -> tuple[int, ...]:
-    return tuple(map(int, cell["table"].split()))
+def numbers(text: str) -> tuple[int, ...]:
+    """Of "12 25"."""
+    return tuple(map(int, text.split()))
 
 
 def usable(lab: Lab, cell: Cell) -> tuple[int, ...]:
-    """Those numbers of steps of the table at which T_c leaves a window."""
+    """Those numbers of steps of its own table at which T_c leaves a window."""
     found = []
-    for steps in table_steps(cell):
+    for steps in numbers(cell["table"]):
         try:
             check_window(ability(lab.subject(sound(cell.family)), "with_steps")(steps))
         except MissingAbility:

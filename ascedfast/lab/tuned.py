@@ -5,7 +5,6 @@ Files carry the source hash of the family in their name, so other code or weight
 Several processes may make one of them at once: the first one's stays, and all go by it.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -80,7 +79,7 @@ def tables_at(lab: Lab, family: str, runs: int, times: Sequence[int]) -> dict[in
 
 
 def packaged_table(lab: Lab, family: str, runs: int, steps: Sequence[int]) -> NullTable:
-    """The package's, see ``nulls.packaged``, on the family's grid; of a toy that of the toys."""
+    """The package's, see ``nulls.packaged``; of a toy that of the toys."""
     names = ("toy", "toy-blend") if family.startswith("toy") else ("F1", "F3")
 
     def make() -> dict[str, Any]:
@@ -88,6 +87,4 @@ def packaged_table(lab: Lab, family: str, runs: int, steps: Sequence[int]) -> Nu
 
     beside = source_of(names[1], lab.source)[:8]  # the name carries the first one's hash already
     name = f"packaged {runs} runs {' '.join(map(str, steps))} {beside}"
-    table = NullTable.from_dict(kept(lab, names[0], name, make))
-    grid = tuple(lab.subject(family).shape[1:])
-    return dataclasses.replace(table, nulls=tuple(dataclasses.replace(null, grid=grid) for null in table.nulls))
+    return NullTable.from_dict(kept(lab, names[0], name, make))
