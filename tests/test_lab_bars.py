@@ -308,10 +308,11 @@ def test_the_command_writes_json_and_a_table_and_says_what_is_missing(tmp_path, 
     monkeypatch.setattr(sources, "source_hash", lambda: "two")
     page = tmp_path / "page.md"
     page.write_text(f"# Kept\n\n{BEGIN}\n{END}\nThe end.\n")
-    words = ["lab", "detector", "--size", "small", "--family", "toy", "--out", str(tmp_path)]
+    words = ["lab", "detector", "--family", "toy", "--out", str(tmp_path)]  # small, as every command
     done = CliRunner().invoke(app, [*words, "--table", str(page)])
     assert done.exit_code == 0, done.output
-    assert "D5 is open: 1 cells. Make them with: ascedfast lab run --suite leaps --family toy" in done.stdout
+    expected = "D5 is open: 1 cells. Make them with: ascedfast lab run --suite leaps --family toy --size small"
+    assert expected in done.stdout
     rows = json.loads((tmp_path / "detector.json").read_text())
     assert [row["id"] for row in rows if row["id"] in IDS] == list(IDS)
     assert all(row["met"] is None for row in rows)

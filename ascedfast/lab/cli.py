@@ -196,7 +196,7 @@ def claims(
 @app.command()
 def detector(
     family: Families = None,
-    size: Size = "full",
+    size: Size = "small",
     out: Out = None,
     table: Annotated[Path | None, typer.Option(help="Markdown page whose table is written anew.")] = None,
     as_json: Json = False,
