@@ -15,7 +15,7 @@ from ascedfast.calibration.table import NullTable
 from ascedfast.lab import contenders, detectors, faint, rates, recall, tuned
 from ascedfast.lab.contenders import MAPS, OURS, RIVALS, Seen, best_rival, levels_of, overlap, seen_by, try_plants
 from ascedfast.lab.corrections import watch
-from ascedfast.lab.evidence import parts_of
+from ascedfast.lab.evidence import weighed
 from ascedfast.lab.nulls import null_of, nulls_at, packaged
 from ascedfast.lab.plan import Cell
 from ascedfast.lab.planted import plant_rows
@@ -70,7 +70,7 @@ def measured(lab, monkeypatch, detector):
     plain = dataclasses.replace(traps, settings=(*traps.settings, ("ground", "plain")))
     results[plain] = results[traps]
     parts = {}
-    for part in parts_of(json.loads(json.dumps([*results.values()])) and results):
+    for part in weighed(json.loads(json.dumps([*results.values()])) and results)[0]:
         parts.setdefault(part.bar, part.estimate)
     return parts, results[traps]["figures"]
 

@@ -10,6 +10,7 @@ from scipy import stats
 
 from ascedfast.lab import instant, mend, noising, redraw, tuned
 from ascedfast.lab.corrections import finish, renoise, watch
+from ascedfast.lab.evidence import left_out
 from ascedfast.lab.figures import Figures
 from ascedfast.lab.lab_plots import plots
 from ascedfast.lab.plan import Cell
@@ -53,6 +54,16 @@ def test_an_oracle_removes_defects_and_adds_none(lab):
     again = mend.mend(mending("set"), lab)
     assert again["flags"] == {name: result["flags"][name] for name in mend.RUNS}
     assert "figures" not in again
+
+
+def test_a_missing_judge_is_named(lab, monkeypatch):
+    def none(*_):
+        raise MissingAbility("no judge")
+
+    monkeypatch.setattr(mend, "judged", none)
+    result = mend.mend(mending(), lab)
+    assert "flags" not in result
+    assert left_out({mending(): result}, ["mend"]) == [f"mend, {FAMILY}, controls: defects: no judge"]
 
 
 def test_rows_without_a_mask_are_the_originals(lab, monkeypatch):

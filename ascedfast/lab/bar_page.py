@@ -7,7 +7,7 @@ from typing import Any
 
 from ascedfast.lab.bar_suites import BAR_SUITES
 from ascedfast.lab.bars import BARS, IDS, Part, decide
-from ascedfast.lab.evidence import left_out, parts_of
+from ascedfast.lab.evidence import left_out, weighed
 from ascedfast.lab.report import number, put_between
 from ascedfast.lab.suites import cells_of, command_of, read_results
 
@@ -24,13 +24,13 @@ def decided(
     Raises: StaleResultError, ValueError."""
     cells = cells_of(SUITES, families, size)
     results = read_results(folder, families, size, source, SUITES)
-    parts = parts_of(results)
+    parts, dropped = weighed(results)
     missing, commands, notes = {}, {}, {}
     for id in IDS:
         suites = suites_of(id)
         absent = [cell for cell in cells if cell.suite in suites and cell not in results]
         commands[id] = command_of(suites, families or [], size)
-        notes[id] = left_out(results, suites)
+        notes[id] = left_out(results, suites) + [one.words for one in dropped if one.id == id]
         if absent:
             names = list(dict.fromkeys(cell.family for cell in absent))
             some = [name for name in suites if name in {cell.suite for cell in absent}]

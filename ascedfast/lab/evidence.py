@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,10 +35,21 @@ UNDECIDED_SIDE = "50 %"
 """Reported, but no bin of D6."""
 
 
-def parts_of(results: Results) -> list[Part]:
-    """Every part that the results hold."""
-    makers = (_rates, _traps, _auroc, _faint, _leaps, _mend, _instant, _redraw, _noising)
-    return [part for make in makers for part in make(results)]
+class Dropped(NamedTuple):
+    """What was measured and is no part of an id, and why."""
+
+    id: str
+    words: str
+
+
+Found = Iterator[Part | Dropped]
+
+
+def weighed(results: Results) -> tuple[list[Part], list[Dropped]]:
+    """Every part that the results hold, and what counts for none."""
+    makers = (_rates, _traps, _sides, _auroc, _faint, _leaps, _mend, _instant, _redraw, _noising)
+    found = [one for make in makers for one in make(results)]
+    return [one for one in found if isinstance(one, Part)], [one for one in found if isinstance(one, Dropped)]
 
 
 def left_out(results: Results, suites: Sequence[str]) -> list[str]:
@@ -139,9 +151,21 @@ def _traps(results: Results) -> Iterator[Part]:
             )
             yield Part("D3c", family, paired_bootstrap(np.mean, missed - 0.5 * rival))
             yield Part("D3d", family, Estimate(*[float(len(missed))] * 3, len(missed)))
-        for cell, result in pairs:
-            if cell["ground"] == "plain" and cell["side"] != UNDECIDED_SIDE:
-                yield Part("D6", f"{family}, {cell['side']}", _share(flags_of(result["rows"]["hit"])))
+
+
+def _sides(results: Results) -> Found:
+    """A part a side and family; where too few of them could be measured, one that lies outside."""
+    planned: dict[tuple[str, str], bool] = {}
+    for cell, result in results.items():
+        if cell.suite == "recall" and cell["ground"] == "plain" and cell["side"] != UNDECIDED_SIDE:
+            planned[cell.family, cell["side"]] = "absent" not in result
+            if "absent" not in result:
+                yield Part("D6", f"{cell.family}, {cell['side']}", _share(flags_of(result["rows"]["hit"])))
+    sides = {side for (_, side), measured in planned.items() if measured}
+    if len(sides) < len({side for _, side in planned}) or 2 * sum(planned.values()) < len(planned):
+        yield Part("D6", "too few sides and families", UNMEASURED)
+        names = sorted(f"{family} {side}" for (family, side), measured in planned.items() if not measured)
+        yield Dropped("D6", f"{len(names)} of {len(planned)} not measured, too many: {', '.join(names)}")
 
 
 def _auroc(results: Results) -> Iterator[Part]:
@@ -167,13 +191,14 @@ def _faint(results: Results) -> Iterator[Part]:
                 yield Part("D4b", f"{family}, textured", ratio_of(found["calibrated"], found["rival"]))
 
 
-def _leaps(results: Results) -> Iterator[Part]:
+def _leaps(results: Results) -> Found:
     for family, pairs in _of(results, "leaps").items():
         rows = {
             name: np.concatenate([flags_of(result["rows"][name]) for _, result in pairs])
             for name in ("persisting", "absorbed", "persisting, rival")
         }
-        if len(rows["persisting"]) < LEAST_JUMPS:
+        if (count := len(rows["persisting"])) < LEAST_JUMPS:
+            yield Dropped("D5", f"{family}: {count} jumps persist, {LEAST_JUMPS} are needed")
             continue
         if len(rows["absorbed"]):
             yield Part("D5a", family, less_share(_share(rows["absorbed"]), _share(rows["persisting"]), 1 / 3))
@@ -201,11 +226,14 @@ def _mend(results: Results) -> Iterator[Part]:
             yield Part(bar, family, seed_set_interval(less))
 
 
-def _instant(results: Results) -> Iterator[Part]:
+def _instant(results: Results) -> Found:
     """Of families whose gain excludes 0."""
     for family, pairs in _of(results, "instant").items():
         flags = {name: one.astype(float) for name, one in joined_flags(pairs).items()}
-        if difference_of(flags["best"], flags["original"]).high >= 0:
+        gained = difference_of(flags["best"], flags["original"])
+        if gained.high >= 0:
+            limits = f"{gained.low:.3g} to {gained.high:.3g}"
+            yield Dropped("D10", f"{family}: no gain at the best T_c, defect rate less none's is {limits}")
             continue
         regret, gain = flags["rule"] - flags["best"], flags["original"] - flags["best"]
         yield Part("D10", family, paired_bootstrap(np.mean, regret - GAIN_SHARE * gain))

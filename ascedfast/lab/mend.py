@@ -40,6 +40,7 @@ def mend(cell: Cell, lab: Lab) -> dict[str, Any]:
     drawn: dict[str, list[Tensor]] = {name: [] for name in RUNS}
     flags: dict[str, list[Tensor]] = {name: [] for name in runs}
     severity, maps, marks = [], [], []
+    left_out: dict[str, str] = {}
     for seeds in lab.batches(lab.seeds(cell)):
         prefix = watch(subject, seeds)
         found = detectors.by_mode(subject.schedule, prefix, config)
@@ -47,8 +48,8 @@ def mend(cell: Cell, lab: Lab) -> dict[str, Any]:
         original = subject.decode(first)
         try:
             defects = judged(subject, original)[1]
-        except MissingAbility:
-            defects = None
+        except MissingAbility as error:
+            defects, left_out["defects"] = None, str(error)
         for name, mask, scale in runs_of(runs, subject, config, found.grown, defects):
             images = original
             if name != "original":
@@ -62,7 +63,7 @@ def mend(cell: Cell, lab: Lab) -> dict[str, Any]:
             severity.append(found.z.double().flatten(1).amax(1).cpu())
             maps.append(found.z)
             marks.append(defects)
-    result: dict[str, Any] = {"values": values_of(subject, cell, lab, drawn)}
+    result: dict[str, Any] = {"values": values_of(subject, cell, lab, drawn), "series": {"left out": left_out}}
     if flags["original"]:
         result["flags"] = {name: bits(torch.cat(parts).numpy()) for name, parts in flags.items()}
     if severity:
