@@ -10,7 +10,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from ascedfast.cli import app
-from ascedfast.lab import bar_page, sources
+from ascedfast.lab import sources
 from ascedfast.lab.bar_page import BEGIN, END, SUITES, bars_table, suites_of, write_bars
 from ascedfast.lab.bars import BARS, IDS, Part, decide
 from ascedfast.lab.evidence import left_out, weighed
@@ -216,41 +216,6 @@ def test_traps_pool_the_cells_of_a_quarter_side_and_more():
     assert {part.label: part.estimate.value for part in found["D6"]} == {"F1, 8 px": 0.0, "F1, 20 %": 0.75}
     assert found["D7a"][0].estimate.value == 0.75  # three of four nulls lie below
     assert "D3b" not in found
-
-
-def sized(measured, families=("F1", "F2", "F3", "F4"), sides=("8 px", "40 %")):
-    """Traps on plain ground of these sides, all found, of the named (family, side)."""
-    rows = {"hit": "1" * 100, "rival": "0" * 100, "severity": [1.0] * 100, "quarter": True}
-    some, none = {"figures": [], "rows": rows}, {"absent": "no place"}
-    return {
-        cell("recall", family, side, ground="plain", side=side): some if (family, side) in measured else none
-        for family in families
-        for side in sides
-    }
-
-
-def test_d6_needs_every_side_and_half_of_all():
-    def d6(measured):
-        found, dropped = weighed(sized(measured))
-        return rows_of(found)["D6"]["met"], [one.words for one in dropped]
-
-    enough = {("F1", "8 px"), ("F1", "40 %"), ("F2", "40 %"), ("F3", "40 %")}
-    assert d6(enough) == (True, [])
-    few = "5 of 8 not measured, too many: F2 40 %, F2 8 px, F3 8 px, F4 40 %, F4 8 px"
-    assert d6(enough - {("F2", "40 %")}) == (False, [few])
-    one_side = {(family, "40 %") for family in ("F1", "F2", "F3", "F4")}
-    met, (words,) = d6(one_side)
-    assert not met
-    assert words == "4 of 8 not measured, too many: F1 8 px, F2 8 px, F3 8 px, F4 8 px"
-    assert d6(set())[0] is False
-
-
-def test_the_note_says_what_counts_for_nothing(tmp_path, monkeypatch):
-    rows = dict.fromkeys(("persisting", "persisting, rival", "absorbed", "absorbed, rival"), "1")
-    (one,) = cells_of(["leaps"], ["toy"], "small")
-    monkeypatch.setattr(bar_page, "read_results", lambda *_: {one: {"figures": [], "rows": rows}})
-    found = {row["id"]: row for row in bar_page.decided(tmp_path, ["toy"], "small", "one")[0]}
-    assert found["D5"]["note"] == "toy: 1 jumps persist, 20 are needed"
 
 
 def test_mended_families_and_seed_sets():

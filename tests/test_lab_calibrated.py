@@ -165,6 +165,30 @@ def test_the_best_rival_is_the_one_that_finds_most(lab, monkeypatch):
     assert set(shares) == set(RIVALS)
 
 
+def test_rare_places_are_looked_for_in_more_images(lab, monkeypatch):
+    """A place in every tenth image: 24 plants of 240 and not of 24."""
+    tried = []
+
+    def plant(subject, seeds):
+        tried.append(len(seeds))
+        return plant_rows(subject, seeds[::10], "trap", "large")
+
+    monkeypatch.setattr(contenders, "levels_of", lambda *_: {})
+    monkeypatch.setattr(contenders, "seen_by", lambda name, subject, prefix, levels: seer(subject, prefix, None))
+    small = Lab(lab.folder, source="one", batch=40)
+    best_rival(small, trap_cell(), "of rare places", plant, recall.shown, spare=20)
+    assert sum(tried) == 240
+    tried.clear()
+    best_rival(small, trap_cell(), "of few places", plant, recall.shown)
+    assert sum(tried) == 24
+
+
+def test_a_fit_needs_plants(lab):
+    few = cell("faint", "textured", 32, ground="textured", each=4, least=100)
+    with pytest.raises(MissingAbility, match="textured ground, 100 are needed"):
+        faint.faint(few, lab)
+
+
 def test_overlap_against_numpy():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.rand(30, 6, 7, generator=generator) < 0.2 for _ in range(2))

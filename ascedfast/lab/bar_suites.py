@@ -63,11 +63,9 @@ def recall(family: str, size: str) -> list[Cell]:
 
 
 def faint(family: str, size: str) -> list[Cell]:
-    counts, each = ({"textured": 32}, 4) if size == "small" else ({"plain": 9600, "textured": 4800}, 300)
-    return [
-        _cell("faint", family, ground, size, count, ground=ground, each=each, **_runs(size))
-        for ground, count in counts.items()
-    ]
+    counts = {"textured": 32} if size == "small" else {"plain": 9600, "textured": 4800}
+    settings = ({"each": 4, "least": 8} if size == "small" else {"each": 300, "least": 100}) | _runs(size)
+    return [_cell("faint", family, ground, size, count, ground=ground, **settings) for ground, count in counts.items()]
 
 
 def leaps(family: str, size: str) -> list[Cell]:

@@ -161,15 +161,26 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
 
 
 def best_rival(
-    lab: Lab, cell: Cell, name: str, plant: Plant, wanted: Callable[[Trials], np.ndarray], found: str = "hit"
+    lab: Lab,
+    cell: Cell,
+    name: str,
+    plant: Plant,
+    wanted: Callable[[Trials], np.ndarray],
+    found: str = "hit",
+    spare: int = 1,
 ) -> tuple[str, dict[str, float]]:
     """The rival that finds most of the wanted plants of tuning seeds, and what each of them finds.
 
     Args: name: of this choice. wanted: of trials bool [n]; where it is none, all rows count. found: "hit" or "flagged".
+    spare: images that may be tried for each plant, where places are rare.
     """
 
+    def enough(contrast: np.ndarray, levels: np.ndarray) -> bool:
+        return len(contrast) >= cell["tuning"]
+
     def make() -> dict[str, float]:
-        trials = try_plants(lab, cell, lab.tuning(cell["tuning"], PLANTS_FROM), plant, RIVALS)
+        seeds = lab.tuning(spare * cell["tuning"], PLANTS_FROM)
+        trials = try_plants(lab, cell, seeds, plant, RIVALS, enough)
         chosen = wanted(trials)
         chosen = chosen if chosen.any() else np.ones_like(chosen)
         return {rival: float(getattr(trials, found)[rival][chosen].mean()) for rival in RIVALS}

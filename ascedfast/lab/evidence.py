@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ascedfast.lab.bars import Part
+from ascedfast.lab.faint import CONTRASTS
 from ascedfast.lab.figures import difference_of, joined_flags
 from ascedfast.lab.flags import flags_of
 from ascedfast.lab.found import RATES, two_sample_auroc
@@ -181,14 +182,25 @@ def _auroc(results: Results) -> Iterator[Part]:
             yield Part("D7a", family, two_sample_auroc(np.array(traps), np.array(nulls[family])))
 
 
-def _faint(results: Results) -> Iterator[Part]:
+def _faint(results: Results) -> Found:
     for family, pairs in _of(results, "faint").items():
         for cell, result in pairs:
             found = _figures(result, "contrast at half recall, 1%")
             if cell["ground"] == "plain":
                 yield Part("D4a", f"{family}, plain", found["calibrated"])
-            else:
-                yield Part("D4b", f"{family}, textured", ratio_of(found["calibrated"], found["rival"]))
+                continue
+            rival, hits = found["rival"], flags_of(result["rows"]["rival"])
+            if never_half(rival, hits):
+                largest = max(CONTRASTS)
+                rival = Estimate(math.inf, largest, math.inf, rival.n)
+                words = f"the rival hits {hits.sum()} of {len(hits)}, half at no contrast tried: taken as {largest:g}"
+                yield Dropped("D4", f"{family}: {words} levels, its least")
+            yield Part("D4b", f"{family}, textured", ratio_of(found["calibrated"], rival))
+
+
+def never_half(half: Estimate, hits: np.ndarray) -> bool:
+    """Whether half recall lies beyond the contrasts tried; few hits that do not rise with contrast have no fit."""
+    return math.isinf(half.value) or (math.isnan(half.value) and hits.mean() < 0.5)
 
 
 def _leaps(results: Results) -> Found:

@@ -20,8 +20,8 @@ from ascedfast.lab.suites import Cell, Lab
 
 CONTRASTS = (2.0, 3.0, 4.5, 7.0, 10.0, 15.0, 22.0, 32.0)
 """Grey levels; a row's by its seed."""
-LEAST = 8
-"""Plants below which there is no fit."""
+SPARE = 20
+"""Images that may be tried for each plant of tuning seeds: places are rare."""
 MARGIN = 32.0
 """Grey levels between the box's values and the clip: no contrast is cut off."""
 BOXES_A_SIDE = 4
@@ -67,15 +67,16 @@ def faint(cell: Cell, lab: Lab) -> dict[str, Any]:
     def every(trials: Trials) -> np.ndarray:
         return np.ones(len(trials.levels), bool)
 
-    rival, shares = best_rival(lab, cell, f"faint {cell['ground']}", plant, every)
+    rival, shares = best_rival(lab, cell, f"faint {cell['ground']}", plant, every, spare=SPARE)
 
     def enough(contrast, levels):
         return bool(first_of_each(contrast, cell["each"]).sum() == cell["each"] * len(CONTRASTS))
 
     trials = try_plants(lab, cell, lab.seeds(cell), plant, (rival,), enough)
     chosen = first_of_each(trials.contrast, cell["each"])
-    if chosen.sum() < LEAST:
-        raise MissingAbility(f"{cell.family}: {int(chosen.sum())} places of {cell['ground']} ground for faint traps")
+    if chosen.sum() < cell["least"]:
+        few = f"{int(chosen.sum())} faint traps on {cell['ground']} ground, {cell['least']} are needed for a fit"
+        raise MissingAbility(f"{cell.family}: {few}")
     figures = []
     for name, label in ((OURS, OURS), (rival, "rival")):
         try:
