@@ -104,6 +104,18 @@ def test_a_table_keeps_its_rate_on_new_runs(lab):
             assert found["low"] - table_error <= rate <= found["high"] + table_error, (steps, found)
 
 
+def test_the_rivals_rate_on_new_runs_is_reported(lab):
+    one = cell("rates", "20 steps", 200, steps=20, judged=1, packaged="", table="20")
+    found = {f["run"]: f for f in rates.rates(one, lab)["figures"] if f["measure"] == "flagged, nominal 1%"}
+    assert set(found) == {"own table", *RIVALS}
+    table_error = 1.96 * math.sqrt(0.01 / RUNS["nulls"])
+    assert all(found[name]["n"] == 200 and found[name]["low"] - table_error <= 0.01 for name in RIVALS)
+    # Thresholds are of 20 steps: of other runs they say nothing, nor does a cell that is not judged need them.
+    for other in ({"steps": 28, "table": "20 40"}, {"judged": 0}):
+        some = dataclasses.replace(one, count=20, settings=tuple((dict(one.settings) | other).items()))
+        assert {f["run"] for f in rates.rates(some, lab)["figures"]} <= {"own table", "calibrated", "official"}
+
+
 def test_p_values_of_sound_runs_are_uniform_to_within_the_band(lab):
     table = tuned.own_table(lab, "toy", RUNS["runs"])
     prefix = watch(Toy(), range(2_000_000, 2_000_300))

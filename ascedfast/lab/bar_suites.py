@@ -40,7 +40,7 @@ def _cell(suite: str, family: str, part: str, size: str, count: int, place: int 
 def rates(family: str, size: str) -> list[Cell]:
     toy = family.startswith("toy")
     steps, count = ((12, 25), 60) if size == "small" else (STEPS, 10_000)
-    common = {"runs": _runs(size)["runs"], "table": TABLE[size == "full"]}
+    common = {name: _runs(size)[name] for name in ("runs", "nulls")} | {"table": TABLE[size == "full"]}
     common["packaged"] = PACKAGE_TABLE[size == "full"] if toy or family in PACKAGED else ""
     return [
         _cell("rates", family, f"{k} steps", size, count, steps=k, judged=int(k == JUDGED_STEPS), **common)

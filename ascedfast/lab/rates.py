@@ -12,7 +12,8 @@ from ascedfast import AscedConfig
 from ascedfast.calibration.judge import RATE
 from ascedfast.calibration.table import NullTable
 from ascedfast.lab import detectors
-from ascedfast.lab.contenders import ours
+from ascedfast.lab.contenders import RATE as RIVALS_RATE
+from ascedfast.lab.contenders import levels_of, ours, seen_by
 from ascedfast.lab.corrections import CONFIGS, Prefix, finish, t_c_of, watch
 from ascedfast.lab.found import RATES, figure
 from ascedfast.lab.statistics import Estimate, paired_bootstrap, wilson
@@ -42,10 +43,16 @@ def rates(cell: Cell, lab: Lab) -> dict[str, Any]:
         raise MissingAbility(f"{cell.family}, {cell['steps']} steps: {'; '.join(left_out.values())}")
     severity: dict[str, list[Tensor]] = {name: [] for name in tables}
     areas: list[Tensor] = []
+    # Their thresholds are of runs of the family's own number of steps.
+    beside = bool(cell["judged"]) and cell["steps"] == len(lab.subject(cell.family).schedule)
+    thresholds = levels_of(lab, cell.family, cell["nulls"]) if beside else {}
+    rivals: dict[str, int] = dict.fromkeys(thresholds, 0)
     for seeds in lab.batches(lab.seeds(cell)):
         prefix = watch(subject, seeds)
         for name, table in tables.items():
             severity[name].append(ours(subject, prefix, table, RATE).severity.cpu())
+        for name in rivals:
+            rivals[name] += int(seen_by(name, subject, prefix, thresholds).flagged.sum())
         if cell["judged"] and "own table" in tables and "defects" not in left_out:
             try:
                 areas.append(clean_areas(subject, prefix, tables["own table"]).cpu())
@@ -60,6 +67,8 @@ def rates(cell: Cell, lab: Lab) -> dict[str, Any]:
             figures.append(figure(f"flagged, nominal {rate:.0%}", name, wilson(above, len(one))))
         p_values = np.array([null.p_value(float(value)) for value in one])
         figures.append(figure("p-values from uniform, KS", name, distance_from_uniform(p_values)))
+    for name, flagged in rivals.items():
+        figures.append(figure(f"flagged, nominal {RIVALS_RATE:.0%}", name, wilson(flagged, cell.count)))
     if areas:
         figures += area_figures(torch.cat(areas).numpy())
     result = {"figures": figures, "series": {"left out": left_out}}
