@@ -200,6 +200,7 @@ def pooled(x, mask):
     found = noising.Moments()
     for part in range(0, len(x), 150):
         found.add(x[part : part + 150], mask[part : part + 150])
+        found.count(mask[part : part + 150].int())
     return found.pooled()
 
 
@@ -214,6 +215,42 @@ def test_moments_against_scipy():
     assert n == expected[2]
     with pytest.raises(ValueError, match="two values"):
         pooled(x, mask & False)
+
+
+def repeated(noise, runs=40, trials=300):
+    """Variance and number of standard normal values of few runs, each masked 1 to 8 times at the one location, over
+    many trials; the repeats share all but ``noise`` of their variance."""
+    generator = torch.Generator().manual_seed(3)
+    times = torch.randint(1, 9, (runs, 1, 1), generator=generator)
+    found = []
+    for _ in range(trials):
+        moments = noising.Moments()
+        x = torch.randn(runs, 1, 1, 1, generator=generator, dtype=torch.float64)
+        for k in range(8):
+            drawn = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            moments.add(math.sqrt(1 - noise) * x + math.sqrt(noise) * drawn, times > k)
+        moments.count(times)
+        found.append(moments.pooled())
+    variances = np.array([one[0] for one in found])
+    return variances.mean(), variances.std() / math.sqrt(trials), found[0][2], times.double().flatten()
+
+
+def test_repeats_of_a_run_are_no_values_of_their_own():
+    mean, error, n, times = repeated(0.0)
+    assert abs(mean - 1) < 3 * error
+    total, squared = float(times.sum()), float(times.square().sum())
+    assert n == int(total**2 / squared) < 40
+    # As independent values they would seem less scattered than they are.
+    assert mean * (total - squared / total) / (total - 1) < 1 - 3 * error / 2
+
+
+def test_new_noise_in_repeats_moves_the_variance_by_one_in_as_many_runs():
+    """Repeats that share nothing are more values than they are taken for."""
+    mean, error, n, times = repeated(1.0)
+    total, squared = float(times.sum()), float(times.square().sum())
+    excess = (squared / total - 1) / (total - squared / total)
+    assert abs(mean - 1 - excess) < 3 * error
+    assert excess < 1 / (n - 1)
 
 
 def test_a_change_of_three_per_cent_is_found_and_an_exact_renoise_passes():

@@ -22,10 +22,14 @@ OTHERS = 64
 
 
 class Moments:
-    """Sums of powers of masked values, by location: float64 [5, C, H, W], the powers 0 to 4."""
+    """Sums of powers of masked values, by location: float64 [5, C, H, W], the powers 0 to 4.
+
+    A run counts at a location as often as it is masked there, w times. Of W = sum(w) values, W^2/Q are independent, Q
+    = sum(w^2); their squared distances from the mean sum up to W - Q/W variances."""
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
+        self.squared: Tensor | None = None  # Q, float64 [C, H, W]
 
     def add(self, x: Tensor, mask: Tensor) -> None:
         """x: [R, C, H, W]; mask: bool [R, H, W]."""
@@ -33,20 +37,29 @@ class Moments:
         powers = torch.stack([(inside * x**k).sum(0) for k in range(5)])
         self.sums = powers if self.sums is None else self.sums + powers
 
-    def pooled(self) -> tuple[float, float, int]:
-        """Variance and excess kurtosis of the values less their location's mean, all locations pooled; how many.
+    def count(self, times: Tensor) -> None:
+        """How often each run was masked, whole numbers [R, H, W]: once for all that was added of these runs."""
+        squared = times.double().square().sum(0).expand(self.sums.shape[1:])
+        self.squared = squared if self.squared is None else self.squared + squared
 
-        Locations of fewer than two values say nothing. Raises: ValueError where there is no other."""
-        n, *powers = self.sums.flatten(1)
-        enough = n >= 2
-        n, (first, second, third, fourth) = n[enough], (power[enough] for power in powers)
-        if not len(n):
+    def pooled(self) -> tuple[float, float, int]:
+        """Variance and excess kurtosis of the values less their location's mean, all locations pooled; how many of
+        the values are independent.
+
+        Locations of fewer than two runs say nothing. Raises: ValueError where there is no other."""
+        total, *powers = self.sums.flatten(1)
+        enough = total**2 > self.squared.flatten()  # more than one run
+        if not bool(enough.any()):
             raise ValueError("no location has two values")
-        mean = first / n
-        squares = float((second - n * mean**2).sum())
-        fourths = float((fourth - 4 * mean * third + 6 * mean**2 * second - 3 * n * mean**4).sum())
-        total = float(n.sum())
-        return squares / float((n - 1).sum()), total * fourths / squares**2 - 3, int(total)
+        total, squared = total[enough], self.squared.flatten()[enough]
+        first, second, third, fourth = (power[enough] for power in powers)
+        mean = first / total
+        squares = float((second - total * mean**2).sum())
+        fourths = float((fourth - 4 * mean * third + 6 * mean**2 * second - 3 * total * mean**4).sum())
+        variance = squares / float((total - squared / total).sum())
+        # Both moments over all values: what the mean takes of them cancels.
+        kurtosis = float(total.sum()) * fourths / squares**2 - 3
+        return variance, kurtosis, int((total**2 / squared).sum())
 
 
 def noising(cell: Cell, lab: Lab) -> dict[str, Any]:
@@ -60,10 +73,14 @@ def noising(cell: Cell, lab: Lab) -> dict[str, Any]:
         own = detectors.by_mode(subject.schedule, prefix, config).grown
         mask = permuted(own)
         x = renoise(subject, prefix, mask, PERTURBATION)
+        times = torch.zeros_like(own, dtype=torch.int32)
         for k in range(1, min(OTHERS, len(own) - 1) + 1):
             other = own.roll(k, 0)
             before.add(prefix.x, other)
             after.add(renoise(subject, prefix, other, PERTURBATION, k), other)
+            times += other
+        before.count(times)
+        after.count(times)
         first = finish(subject, prefix)
         final = finish(subject, prefix, x, mask=mask, original=first)
         seams += seam_sums(subject.decode(first), subject.decode(final), mask).cpu()
