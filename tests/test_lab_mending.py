@@ -2,6 +2,7 @@
 """What correction by mode "calibrated" does, on the toy: controls, T_c, other ways, what re-noising writes."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ascedfast.lab.figures import Figures
 from ascedfast.lab.lab_plots import plots
 from ascedfast.lab.plan import Cell
 from ascedfast.lab.regions import seam_energy
+from ascedfast.lab.steps import judged
 from ascedfast.lab.subject import MissingAbility, Toy
 from ascedfast.lab.suites import Lab, cells_of
 
@@ -114,6 +116,27 @@ def test_the_grid_of_t_c_and_the_rule(lab):
     single = instant.at_times(subject, range(40), {T_C: tables[T_C]})
     assert torch.equal(found["original"], single["original"])
     assert torch.equal(found[T_C], single[T_C])
+
+
+def test_predictions_up_to_an_earlier_t_c_are_not_kept(lab, monkeypatch):
+    """When the last correction is judged, one prefix is alive and not one for each T_c."""
+    tables = tuned.tables_at(lab, FAMILY, 120, (6, T_C))
+    alive = []
+    monkeypatch.setattr(instant, "watch", lambda *args, **more: noted(watch(*args, **more)))
+    monkeypatch.setattr(instant, "prefix_at", lambda *args: noted(mend.prefix_at(*args)))
+
+    def noted(prefix):
+        alive.append(weakref.ref(prefix.x0))
+        return prefix
+
+    def counted(*args):
+        seen.append(sum(one() is not None for one in alive))
+        return judged(*args)
+
+    seen = []
+    monkeypatch.setattr(instant, "judged", counted)
+    instant.at_times(blend(), range(8), tables)
+    assert seen == [1, 1, 1]
 
 
 def test_nothing_to_gain_is_said(lab):

@@ -72,17 +72,18 @@ def tried(cell: Cell, lab: Lab) -> Mapping[str, float]:
 
 
 def at_times(subject: Subject, seeds: Sequence[int], tables: Mapping[int, NullTable]) -> dict[Any, Tensor]:
-    """Defective, bool [R], of the uncorrected runs ("original") and of runs corrected at each T_c, by one prefix."""
-    prefixes: dict[int, Prefix] = {}
-    prefix = None
+    """Defective, bool [R], of the uncorrected runs ("original") and of runs corrected at each T_c, by one prefix.
+
+    Of each T_c a mask and a state are kept: the predictions up to all of them would take gigabytes."""
+    prefix: Prefix | None = None
+    corrected: dict[int, tuple[Tensor, Tensor]] = {}
     for t_c in sorted(tables):
         prefix = watch(subject, seeds, t_c=t_c) if prefix is None else prefix_at(subject, prefix, t_c)
-        prefixes[t_c] = prefix
+        mask = detectors.by_mode(subject.schedule, prefix, AscedConfig.calibrated(tables[t_c], rate=RATE)).grown
+        corrected[t_c] = mask, renoise(subject, prefix, mask, PERTURBATION)
     first = finish(subject, prefix)
     found: dict[Any, Tensor] = {"original": judged(subject, subject.decode(first))[0]}
-    for t_c, one in prefixes.items():
-        config = AscedConfig.calibrated(tables[t_c], rate=RATE)
-        mask = detectors.by_mode(subject.schedule, one, config).grown
-        final = finish(subject, one, renoise(subject, one, mask, PERTURBATION), mask=mask, original=first)
+    for t_c, (mask, x) in corrected.items():
+        final = finish(subject, prefix._replace(t_c=t_c), x, mask=mask, original=first)
         found[t_c] = judged(subject, subject.decode(final))[0]
     return found
