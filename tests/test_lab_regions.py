@@ -11,7 +11,7 @@ import scipy.ndimage
 import torch
 
 from ascedfast.lab import regions
-from ascedfast.lab.regions import Box, draw_box, draw_box_on, ground_of, largest_side
+from ascedfast.lab.regions import Box, draw_box, draw_boxes_on, ground_of, largest_side
 
 
 def images(rows=3, channels=3, height=10, width=8, seed=0):
@@ -42,6 +42,18 @@ def test_largest_side_is_half_the_area(grid):
     assert 2 * side**2 <= grid[0] * grid[1]
     assert 2 * (side + 1) ** 2 > grid[0] * grid[1] or side == min(grid)
     draw_box(0, side, grid).mask(grid)
+
+
+def draw_box_on(seed, side, twin, *more):
+    return draw_boxes_on([seed], [side], twin[None], *more)[0]
+
+
+def test_rows_of_several_sides_are_drawn_as_each_alone():
+    twins = torch.stack([half_textured(), half_textured().flip(-1), torch.zeros(1, 32, 32), half_textured().mT])
+    for ground, margin in (("plain", 0.0), ("plain", 115.0), ("textured", 0.0)):
+        alone = [draw_box_on(*one, ground, None, margin) for one in zip(range(4), (8, 5, 8, 16), twins, strict=True)]
+        assert draw_boxes_on(range(4), (8, 5, 8, 16), twins, ground, None, margin) == alone
+        assert len(set(alone)) > 1
 
 
 def test_places_on_a_coarser_grid_are_of_whole_locations():

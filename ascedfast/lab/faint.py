@@ -14,7 +14,7 @@ from ascedfast.lab.flags import bits
 from ascedfast.lab.found import figure
 from ascedfast.lab.planted import Planted, beside_twins, start_steps, watch_t_c
 from ascedfast.lab.planting import Plant, hold_steps
-from ascedfast.lab.regions import GREY_LEVEL, draw_box_on
+from ascedfast.lab.regions import GREY_LEVEL, draw_boxes_on
 from ascedfast.lab.subject import MissingAbility, Subject
 from ascedfast.lab.suites import Cell, Lab
 
@@ -38,7 +38,7 @@ def faint_traps(subject: Subject, seeds: Sequence[int], ground: str) -> Planted 
     twin = watch(subject, seeds, t_c=len(schedule), x=x)
     twins = subject.decode(twin.x)
     side = max(1, grid[0] // BOXES_A_SIDE)
-    boxes = [draw_box_on(seed, side, one, ground, grid, MARGIN) for seed, one in zip(seeds, twins, strict=True)]
+    boxes = draw_boxes_on(seeds, [side] * len(seeds), twins, ground, grid, MARGIN)
     kept = [i for i, box in enumerate(boxes) if box is not None]
     if not kept:
         return None

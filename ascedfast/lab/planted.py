@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ascedfast.lab.corrections import CONFIGS, Prefix, finish, t_c_of, watch
 from ascedfast.lab.planting import Plant, colour_direction, hold_steps, stroke_start
-from ascedfast.lab.regions import GREY_LEVEL, Box, draw_box, draw_box_on, largest_side, rms_difference
+from ascedfast.lab.regions import GREY_LEVEL, Box, draw_box, draw_boxes_on, largest_side, rms_difference
 from ascedfast.lab.sampling import start_noise
 from ascedfast.lab.subject import Subject, ability
 from ascedfast.schedule import plan_run
@@ -62,16 +62,14 @@ def plant_rows(
     sides = {"small": min(8, max(1, max(grid) // 4)), "large": largest_side(grid)}
     sides["middle"] = (sides["small"] + sides["large"]) // 2
     twins = subject.decode(twin.x)
-    kept, boxes = [], []
-    for i, seed in enumerate(seeds):
-        chosen = ("small", "middle", "large")[(seed // 4) % 3] if side == "mixed" else side
-        length = side if isinstance(side, int) else sides[chosen]
-        box = draw_box(seed, length, grid)
-        if ground != "any":
-            box = draw_box_on(seed, length, twins[i], ground, grid)
-        if box is not None:
-            kept.append(i)
-            boxes.append(box)
+    chosen = [("small", "middle", "large")[(seed // 4) % 3] if side == "mixed" else side for seed in seeds]
+    lengths = [one if isinstance(one, int) else sides[one] for one in chosen]
+    if ground == "any":
+        drawn = [draw_box(seed, length, grid) for seed, length in zip(seeds, lengths, strict=True)]
+    else:
+        drawn = draw_boxes_on(seeds, lengths, twins, ground, grid)
+    kept = [i for i, box in enumerate(drawn) if box is not None]
+    boxes = [drawn[i] for i in kept]
     if not kept:
         return None
     t_c = watch_t_c(subject, first)

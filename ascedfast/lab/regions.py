@@ -5,6 +5,7 @@ Images are float [R, C, H, W] in [-1, 1]; grey levels are 127.5 times that. Form
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -55,26 +56,36 @@ def draw_box(seed: int, side: int, grid: tuple[int, int]) -> Box:
     return _box(seed, side, torch.ones(places, dtype=torch.bool))
 
 
-def draw_box_on(
-    seed: int, side: int, twin: Tensor, ground: Ground, grid: tuple[int, int] | None = None, margin: float = 0.0
-) -> Box | None:
-    """``draw_box``, uniform over the places whose ground in the twin's final image is as wanted; None without one.
+def draw_boxes_on(
+    seeds: Sequence[int],
+    sides: Sequence[int],
+    twins: Tensor,
+    ground: Ground,
+    grid: tuple[int, int] | None = None,
+    margin: float = 0.0,
+) -> list[Box | None]:
+    """``draw_box`` of each row, uniform over the places whose ground in the twin's final image is as wanted; None
+    without one.
 
-    Args: twin: float [C, H, W]. ground: "plain" or "textured", see ``ground_of``. grid: of the box and its side, where
-    the image is a whole number of times as large; default: the image's. margin: grey levels by which every value of
-    the twin in the box lies within the clip.
+    Args: twins: float [R, C, H, W]. ground: "plain" or "textured", see ``ground_of``. grid: of the box and its side,
+    where the image is a whole number of times as large; default: the image's. margin: grey levels by which every value
+    of the twin in the box lies within the clip.
     Raises: ValueError.
     """
-    grid, scale = _scale(twin, grid)
-    _places(side, grid)
-    variance = local_variance(twin[None])[:, None]
-    mean = F.avg_pool2d(variance, side * scale, stride=scale)[0, 0]
-    plain = mean.sqrt() < PLAIN_LEVELS
-    fits = plain if ground == "plain" else ~plain
-    if margin > 0:
-        largest = F.max_pool2d(twin.abs().amax(0)[None, None].double(), side * scale, stride=scale)[0, 0]
-        fits &= (1 - largest) / GREY_LEVEL >= margin
-    return _box(seed, side, fits.cpu()) if bool(fits.any()) else None
+    grid, scale = _scale(twins, grid)
+    variance, size = local_variance(twins)[:, None], twins.abs().amax(1, keepdim=True).double()
+    boxes: list[Box | None] = [None] * len(seeds)
+    for side in set(sides):
+        _places(side, grid)
+        rows = [i for i, one in enumerate(sides) if one == side]
+        plain = F.avg_pool2d(variance[rows], side * scale, stride=scale)[:, 0].sqrt() < PLAIN_LEVELS
+        fits = plain if ground == "plain" else ~plain
+        if margin > 0:
+            largest = F.max_pool2d(size[rows], side * scale, stride=scale)[:, 0]
+            fits &= (1 - largest) / GREY_LEVEL >= margin
+        for i, one in zip(rows, fits.cpu(), strict=True):
+            boxes[i] = _box(seeds[i], side, one) if bool(one.any()) else None
+    return boxes
 
 
 def _scale(image: Tensor, grid: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
