@@ -24,29 +24,33 @@ from ascedfast.upload import upload
 
 LINES, STRETCH = 8, 64
 """A block: so many lines of a slab, so many locations along them."""
-FEW_LINES = 2
-"""Of wide kernels, which wait for their taps: more programs wait side by side."""
+FEW_LINES, LONG_STRETCH = 2, 128
+"""Of wide kernels: more programs, and fewer stretches that follow each other."""
 UNROLLED = 12
 """Largest radius whose taps are written out, for loads that overlap; with one channel, else registers run out."""
+AT_ONCE = tl.constexpr(4)
+"""Pairs of taps of a wide kernel that are loaded together."""
 
 
 @triton.jit
 def _folded(position, size, ONCE: tl.constexpr):
-    """Half-sample symmetric reflection; as often as needed, or once, which is enough up to a radius of ``size``."""
+    """Half-sample symmetric reflection; as often as needed, or once, which is enough up to a radius of ``size``.
+
+    int32, in few instructions: a wide kernel computes more positions than values."""
     if ONCE:
-        position = tl.where(position < 0, -1 - position, position)
+        position = position ^ (position >> 31)  # -1 - position below 0
     else:
         position = position % (2 * size)
         position = tl.where(position < 0, position + 2 * size, position)
-    return tl.where(position < size, position, 2 * size - 1 - position)
+    return tl.minimum(position, 2 * size - 1 - position)
 
 
 @triton.jit
 def _pair(values, position, tap, size, stride, ok, weights, RADIUS: tl.constexpr, ONCE: tl.constexpr):
     """(x[-j] + x[j]) * w[j] of the pair number ``tap``, the farthest first; fp64."""
     reach = RADIUS - tap
-    before = tl.load(values + _folded(position - reach, size, ONCE) * stride, ok, other=0.0)
-    after = tl.load(values + _folded(position + reach, size, ONCE) * stride, ok, other=0.0)
+    before = tl.load(values + _folded(position - reach, size, ONCE).to(tl.int64) * stride, ok, other=0.0)
+    after = tl.load(values + _folded(position + reach, size, ONCE).to(tl.int64) * stride, ok, other=0.0)
     return (tl.abs(before).to(tl.float64) + tl.abs(after).to(tl.float64)) * tl.load(weights + tap)
 
 
@@ -63,12 +67,13 @@ def _weighted(
     UNROLL: tl.constexpr,
 ):
     """Centre first, then the pairs from the farthest to the nearest, a rounding after every product and sum."""
-    total = tl.abs(tl.load(values + position * stride, ok, other=0.0)).to(tl.float64) * tl.load(weights + RADIUS)
+    centre = tl.load(values + position.to(tl.int64) * stride, ok, other=0.0)
+    total = tl.abs(centre).to(tl.float64) * tl.load(weights + RADIUS)
     if UNROLL:
         for tap in tl.static_range(RADIUS):
             total += _pair(values, position, tap, size, stride, ok, weights, RADIUS, ONCE)
     else:
-        for tap in range(RADIUS):
+        for tap in tl.range(RADIUS, loop_unroll_factor=AT_ONCE):
             total += _pair(values, position, tap, size, stride, ok, weights, RADIUS, ONCE)
     return total.to(tl.float32)
 
@@ -106,15 +111,16 @@ def _blur(
     slab = tl.program_id(0) % slabs
     layer = (tl.program_id(0) // slabs) % layers
     plane = (tl.program_id(0) // (slabs * layers)).to(tl.int64)
-    line = (slab * LINES + tl.arange(0, LINES)).to(tl.int64)[:, None]
+    line = (slab * LINES + tl.arange(0, LINES))[:, None]
+    line_at = line.to(tl.int64) * line_stride
     source += (plane // rows) * source_k + (plane % rows) * source_row + layer.to(tl.int64) * source_layer
     base = plane * C * locations + layer.to(tl.int64) * layer_stride
     start = 0
     while start < length:
-        along = (start + tl.arange(0, STRETCH)).to(tl.int64)[None, :]
+        along = (start + tl.arange(0, STRETCH))[None, :]
         ok = (line < lines) & (along < length)
-        values = source + along * source_along
-        target = first + base + line * line_stride + along
+        values = source + along.to(tl.int64) * source_along
+        target = first + base + line_at + along
         for _ in range(C):
             y = _weighted(values, line, lines, source_line, ok, weights, RADIUS, LINES_ONCE, UNROLL)
             tl.store(target, y, ok)
@@ -125,10 +131,10 @@ def _blur(
         tl.debug_barrier()  # the slab is this program's own, other threads of it wrote what follows reads
         start = 0
         while start < length:
-            along = (start + tl.arange(0, STRETCH)).to(tl.int64)[None, :]
+            along = (start + tl.arange(0, STRETCH))[None, :]
             ok = (line < lines) & (along < length)
-            values = first + base + line * line_stride
-            target = second + base + line * line_stride + along
+            values = first + base + line_at
+            target = second + base + line_at + along
             for _ in range(C):
                 y = _weighted(values, along, length, 1, ok, weights, RADIUS, ALONG_ONCE, UNROLL)
                 tl.store(target, y, ok)
@@ -139,10 +145,10 @@ def _blur(
         tl.debug_barrier()
         start = 0
         while start < length:
-            along = (start + tl.arange(0, STRETCH)).to(tl.int64)[None, :]
+            along = (start + tl.arange(0, STRETCH))[None, :]
             ok = (line < lines) & (along < length)
-            values = second + base + line * line_stride + along
-            target = first + base + line * line_stride + along
+            values = second + base + line_at + along
+            target = first + base + line_at + along
             for channel in range(C):
                 y = _weighted(values, line * 0 + channel, C, locations, ok, weights, RADIUS, False, False)
                 tl.store(target, y, ok)
@@ -187,7 +193,7 @@ class Blur:
         self._launches.append((last, source, 0, min(1, buffers - 1)))
 
     def _launch(self, strides, layers, lines, length, layer_and_line_stride, passes) -> PreparedLaunch:
-        slab = LINES if self._radius <= UNROLLED else FEW_LINES
+        slab, stretch = (LINES, STRETCH) if self._radius <= UNROLLED else (FEW_LINES, LONG_STRETCH)
         return PreparedLaunch(
             _blur,
             (self._planes[0] * layers * triton.cdiv(lines, slab),),
@@ -206,7 +212,7 @@ class Blur:
             self._radius <= length,
             self._radius <= UNROLLED and self._channels == 1,
             slab,
-            STRETCH,
+            stretch,
             num_warps=4,
             num_stages=1,
             enable_fp_fusion=False,
