@@ -142,6 +142,10 @@ class Engine:
         """Steps executed by a row so far."""
         return self._row(row).step
 
+    def schedule_of(self, row: int) -> tuple[Schedule, int]:
+        """A row's schedule, and the index in it of the first executed step."""
+        return self._row(row).schedule, self._row(row).first
+
     def wants_step(self, rows: Sequence[int] | None = None) -> bool:
         """Whether any of the rows needs ``observe`` for its coming step; otherwise ``skip`` is enough."""
         if rows is None and self._lockstep is not None:
