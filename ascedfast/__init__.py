@@ -11,6 +11,7 @@ from ascedfast.engine import Engine, begin
 from ascedfast.process import Coefficients
 from ascedfast.report import Region, Report, RowReport
 from ascedfast.schedule import Schedule
+from ascedfast.second_pass import SecondPass
 
 _DIFFUSERS = ("asced", "disable_asced", "enable_asced", "is_asced_enabled")
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Report",
     "RowReport",
     "Schedule",
+    "SecondPass",
     "__version__",
     "artifact_mask",
     "begin",
