@@ -21,6 +21,7 @@ EXPECTED = {
     "two_lines.py": "row 0: ",
     "x0_callback.py": "step  9  t   0",
     "redraw_by_severity.py": "keep seed",
+    "second_pass.py": "30 evaluations, 5 of them again",
     "per_row_seeds.py": "seeds: [11, 12]",
 }
 

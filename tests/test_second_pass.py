@@ -225,6 +225,8 @@ def test_rows_below_the_threshold_keep_every_bit(runs):
     assert run.second.evaluations == AFTER
     for i, severity in enumerate(whole.second.severity):
         fails = severity[0] > threshold
+        drawn = [bits(x[i]) for x in run.at_t_c()]
+        assert torch.equal(*drawn) == (not fails)
         assert run.second.severity[i] == (severity if fails else severity[:1])
         assert torch.equal(bits(run.x[i]), bits((whole.x if fails else states[-1])[i]))
     again = Run(requests_of(SEEDS), threshold=first[-1])
