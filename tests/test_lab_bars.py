@@ -302,7 +302,7 @@ def test_the_full_cells_are_as_large_as_the_table_asks():
     assert sum(counts("instant", "F1-P30")) == 20_000
     assert counts("noising", "F4") == [1000] * 10
     assert {c.family for c in cells if c.suite == "rates" and c["packaged"]} == {"F2", "F4", "F5"}
-    assert {c["packaged"] for c in cells if c.family == "F4" and c.suite == "rates"} == {"10 12 25 50"}
+    assert {c["packaged"] for c in cells if c.family == "F4" and c.suite == "rates"} == {"6 8 10 12 25 50 100"}
     assert {c["table"] for c in cells if c.suite == "rates"} == {"8 12 25 50"}
     assert all(c["runs"] == 2000 for c in cells)
     assert {suite for id in IDS for suite in suites_of(id)} == set(SUITES) <= set(ALL)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from scipy import stats
 
-from ascedfast import AscedConfig, calibration
+from ascedfast import AscedConfig
 from ascedfast.calibration.table import NullTable
 from ascedfast.lab import contenders, detectors, faint, rates, recall, tuned
 from ascedfast.lab.contenders import MAPS, OURS, RIVALS, Seen, best_rival, levels_of, overlap, seen_by, try_plants
 from ascedfast.lab.corrections import watch
 from ascedfast.lab.evidence import weighed
-from ascedfast.lab.nulls import null_of, nulls_at, packaged
+from ascedfast.lab.nulls import null_of, nulls_at, pooled_table
 from ascedfast.lab.plan import Cell
 from ascedfast.lab.planted import plant_rows
 from ascedfast.lab.planting import Planter
@@ -309,23 +309,21 @@ def test_several_times_from_the_same_runs(lab):
     assert tables[5] == NullTable((found[5],))
 
 
-def test_the_package_table_pools_its_sources(monkeypatch):
+def test_a_pooled_table_is_of_all_sources():
     seeds = TuningSeeds.of(0, 120)
     sources = (Toy(), Toy(name="hazy", haze=1.1))
-    table = packaged(sources, seeds, (20, 12))
+    table = pooled_table(sources, seeds, (20, 12))
     assert [len(null.profile) for null in table.nulls] == [5, 9]
     assert {null.runs for null in table.nulls} == {240}
     assert table.grid == ()
     profiles = [np.array(null_of(one, seeds).profile) for one in sources]
     expected = np.mean([one / one.mean() for one in profiles], 0)
     assert np.allclose(table.nulls[1].profile, expected)
-    monkeypatch.setattr(calibration, "packaged_table", lambda: table, raising=False)
-    assert packaged((), seeds, ()) is table
     with pytest.raises(TypeError, match="tuning seeds"):
         nulls_at(Toy(), range(3), (5,))
 
 
-def test_the_package_table_serves_any_grid(lab):
+def test_a_pooled_table_serves_any_grid(lab):
     levels = [level.logsnr for level in Toy().schedule.before[:10]]
     table = tuned.packaged_table(lab, "toy", 120, (20,))
     assert table.refusal(levels, (16, 16)) is table.refusal(levels, (32, 48)) is None

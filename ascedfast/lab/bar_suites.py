@@ -15,8 +15,8 @@ PACKAGED = ("F2", "F4", "F5")
 STEPS = (8, 12, 25, 37, 50)
 TABLE = ("12 25", "8 12 25 50")
 """Numbers of steps of a family's own table, small and full; those that leave it no window are skipped."""
-PACKAGE_TABLE = ("12 25", "10 12 25 50")
-"""Those of the package's table."""
+PACKAGE_TABLE = ("12 25", "6 8 10 12 25 50 100")
+"""Those of the package's table: windows of 2 to 47 changes."""
 JUDGED_STEPS = 25
 """Whose images are judged for the area flagged, and whose severities stand against the plants'."""
 GROUNDS = ("plain", "textured")

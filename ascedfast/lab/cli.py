@@ -226,6 +226,30 @@ def detector(
         Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command("table")
+def null_table(
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    runs: Annotated[int, typer.Option(min=100, help="Tuning runs of each model, for each number of steps.")] = 2000,
+    device: Device = "cpu",
+) -> None:
+    """Make the table of sound runs that comes with the package (a GPU, a minute or two)."""
+    check_extra()
+    from ascedfast.console import check_device
+    from ascedfast.lab.bar_suites import PACKAGE_TABLE
+    from ascedfast.lab.nulls import pooled_table
+    from ascedfast.lab.seeds import TuningSeeds
+    from ascedfast.lab.subject import load
+
+    check_device(device)
+    steps = [int(one) for one in PACKAGE_TABLE[1].split()]
+    try:
+        made = pooled_table([load(name, device) for name in ("F1", "F3")], TuningSeeds.of(0, runs), steps)
+        made.save(out)
+    except (OSError, ValueError) as error:
+        fail(str(error))
+    Console().print(f"wrote {out}: {made.note}", highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command()
 def report(
     family: Families = None,

@@ -16,6 +16,7 @@ from torch import Tensor
 from ascedfast import AscedConfig
 from ascedfast.calibration.regions import seeded
 from ascedfast.lab import detectors
+from ascedfast.lab.calibrated import calibrated
 from ascedfast.lab.corrections import CONFIGS, Prefix, watch
 from ascedfast.lab.found import HIT_IOU
 from ascedfast.lab.planted import Planted
@@ -72,7 +73,7 @@ def _map(name: str, subject: Subject, prefix: Prefix) -> Tensor:
 
 def ours(subject: Subject, prefix: Prefix, table: Any, rate: float = RATE) -> Seen:
     """Mode "calibrated" with this table. Raises: ValueError where the table does not know the window."""
-    found = detectors.by_mode(subject.schedule, prefix, AscedConfig.calibrated(table, rate=rate))
+    found = detectors.by_mode(subject.schedule, prefix, calibrated(subject, table, rate))
     return Seen(found.z, found.z.double().flatten(1).amax(1), found.mask, found.mask.flatten(1).any(1))
 
 

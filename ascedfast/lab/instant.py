@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ascedfast import AscedConfig
 from ascedfast.calibration.judge import RATE
 from ascedfast.calibration.table import NullTable
 from ascedfast.lab import detectors
+from ascedfast.lab.calibrated import calibrated
 from ascedfast.lab.corrections import CONFIGS, PERTURBATION, Prefix, finish, renoise, t_c_of, watch
 from ascedfast.lab.flags import bits
 from ascedfast.lab.mend import prefix_at
@@ -79,7 +79,7 @@ def at_times(subject: Subject, seeds: Sequence[int], tables: Mapping[int, NullTa
     corrected: dict[int, tuple[Tensor, Tensor]] = {}
     for t_c in sorted(tables):
         prefix = watch(subject, seeds, t_c=t_c) if prefix is None else prefix_at(subject, prefix, t_c)
-        mask = detectors.by_mode(subject.schedule, prefix, AscedConfig.calibrated(tables[t_c], rate=RATE)).grown
+        mask = detectors.by_mode(subject.schedule, prefix, calibrated(subject, tables[t_c])).grown
         corrected[t_c] = mask, renoise(subject, prefix, mask, PERTURBATION)
     first = finish(subject, prefix)
     found: dict[Any, Tensor] = {"original": judged(subject, subject.decode(first))[0]}

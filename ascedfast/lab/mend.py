@@ -15,6 +15,7 @@ from torch import Tensor
 from ascedfast import AscedConfig
 from ascedfast.calibration.judge import RATE
 from ascedfast.lab import detectors
+from ascedfast.lab.calibrated import calibrated
 from ascedfast.lab.corrections import PERTURBATION, Prefix, finish, permuted, renoise, watch
 from ascedfast.lab.distributions import fd_local, precision_recall
 from ascedfast.lab.flags import bits
@@ -35,7 +36,7 @@ CONTROLS = (*RUNS, "permuted", "oracle", "whole image")
 def mend(cell: Cell, lab: Lab) -> dict[str, Any]:
     """One seed set through every run. Flags are the judge's; where it may not be used, distances are left."""
     subject = lab.subject(cell.family)
-    config = AscedConfig.calibrated(own_table(lab, cell.family, cell["runs"]), rate=RATE)
+    config = calibrated(subject, own_table(lab, cell.family, cell["runs"]))
     runs = CONTROLS if cell.part == "controls" else RUNS
     drawn: dict[str, list[Tensor]] = {name: [] for name in RUNS}
     flags: dict[str, list[Tensor]] = {name: [] for name in runs}

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ascedfast import AscedConfig
 from ascedfast.lab import detectors
+from ascedfast.lab.calibrated import calibrated
 from ascedfast.lab.corrections import PERTURBATION, finish, permuted, renoise, watch
 from ascedfast.lab.regions import seam_energy
 from ascedfast.lab.subject import MissingAbility
@@ -65,7 +65,7 @@ class Moments:
 def noising(cell: Cell, lab: Lab) -> dict[str, Any]:
     """One seed set of null runs, re-noised inside the masks of other samples, against the same runs as they were."""
     subject = lab.subject(cell.family)
-    config = AscedConfig.calibrated(own_table(lab, cell.family, cell["runs"]), rate=MASK_RATE)
+    config = calibrated(subject, own_table(lab, cell.family, cell["runs"]), MASK_RATE)
     before, after = Moments(), Moments()
     seams = torch.zeros(2, dtype=torch.float64)
     for seeds in lab.batches(lab.seeds(cell)):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ascedfast import calibration
 from ascedfast.calibration.runs import PROFILE_RUNS, StepRuns
 from ascedfast.calibration.table import Null, NullTable
 from ascedfast.calibration.windows import smoothed
@@ -43,15 +42,11 @@ def nulls_at(subject: Subject, seeds: TuningSeeds, times: Sequence[int], chunk: 
     return {t_c: runs.null(len(seeds)) for t_c, runs in gathered.items()}
 
 
-def packaged(sources: Sequence[Subject], seeds: TuningSeeds, steps: Sequence[int]) -> NullTable:
-    """The table that comes with the package.
+def pooled_table(sources: Sequence[Subject], seeds: TuningSeeds, steps: Sequence[int]) -> NullTable:
+    """A table for grids of any size: the scores of all sources pooled, by a profile that is the mean of theirs.
 
-    Where the package has none yet: what it is to be made of, the scores of all sources pooled, by a profile that is
-    the mean of theirs. Args: seeds, steps: of the sources' runs. Raises: ValueError, TypeError, MissingAbility.
+    Args: seeds, steps: of the sources' runs. Raises: ValueError, TypeError, MissingAbility.
     """
-    of_the_package = getattr(calibration, "packaged_table", None)
-    if of_the_package is not None:
-        return of_the_package()
     nulls = []
     for count in steps:
         runs = [ability(source, "with_steps")(count) for source in sources]

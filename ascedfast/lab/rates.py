@@ -8,10 +8,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ascedfast import AscedConfig
 from ascedfast.calibration.judge import RATE
 from ascedfast.calibration.table import NullTable
 from ascedfast.lab import detectors
+from ascedfast.lab.calibrated import calibrated
 from ascedfast.lab.contenders import RATE as RIVALS_RATE
 from ascedfast.lab.contenders import levels_of, ours, seen_by
 from ascedfast.lab.corrections import CONFIGS, Prefix, finish, t_c_of, watch
@@ -107,7 +107,7 @@ def clean_areas(subject: Subject, prefix: Prefix, table: NullTable) -> Tensor:
     default rate and by "official"; float64 [n, 2]. Raises: MissingAbility without a judge."""
     ability(subject, "defects")
     clean = ~judged(subject, subject.decode(finish(subject, prefix)))[0]
-    configs = (AscedConfig.calibrated(table, rate=RATE), CONFIGS["official"])
+    configs = (calibrated(subject, table), CONFIGS["official"])
     masks = [detectors.by_mode(subject.schedule, prefix, config).mask for config in configs]
     return torch.stack([mask.double().flatten(1).mean(1)[clean] for mask in masks], 1)
 

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ascedfast import AscedConfig, ops
+from ascedfast import ops
 from ascedfast.calibration.fit import fit
 from ascedfast.calibration.judge import RATE
 from ascedfast.calibration.table import Null, NullTable
 from ascedfast.calibration.windows import smoothed
 from ascedfast.lab import detectors
+from ascedfast.lab.calibrated import calibrated
 from ascedfast.lab.corrections import PERTURBATION, Prefix, finish, renoise, watch
 from ascedfast.lab.flags import bits
 from ascedfast.lab.regions import draw_box, largest_side
@@ -69,7 +70,7 @@ def redraw(cell: Cell, lab: Lab) -> dict[str, Any]:
 def draw(subject: Subject, seeds: range, table: NullTable) -> Drawn:
     """Raises: MissingAbility where there is no judge that may be used."""
     prefixes = [watch(subject, [seed + k * APART for seed in seeds]) for k in range(TRIES)]
-    config = AscedConfig.calibrated(table, rate=RATE)
+    config = calibrated(subject, table)
     severity = [detectors.by_mode(subject.schedule, one, config).z.double().flatten(1).amax(1) for one in prefixes]
     defective = [judged(subject, subject.decode(finish(subject, one)))[0] for one in prefixes]
     return Drawn(prefixes, torch.stack(severity), torch.stack(defective))
@@ -108,7 +109,7 @@ def corrections(subject: Subject, drawn: Drawn, table: NullTable, look: Null) ->
     """The first draw corrected; and corrected with a second look at the old mask AFTER predictions later: where it is
     still abnormal the mask is re-noised once more, from T_c on, and the less severe of the two goes on."""
     prefix, steps = drawn.prefixes[0], len(subject.schedule)
-    mask = detectors.by_mode(subject.schedule, prefix, AscedConfig.calibrated(table, rate=RATE)).grown
+    mask = detectors.by_mode(subject.schedule, prefix, calibrated(subject, table)).grown
     plain = torch.full_like(drawn.severity[0], steps)
     once, twice = drawn.defective[0].clone(), drawn.defective[0].clone()
     rows = mask.flatten(1).any(1).nonzero()[:, 0]

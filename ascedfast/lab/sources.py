@@ -7,6 +7,8 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from ascedfast.calibration import packaged
+
 TRAINED_ON = {"F3": "F1", "F4": "F1", "F4-s1": "F1", "F4-px": "F1", "toy": "toy-blend", "toy-blend": "toy"}
 """Whose planted traps the stand-in was trained on, by the family that it is used on: another data set's. Others: F4."""
 
@@ -28,8 +30,10 @@ def source_hash() -> str:
     """SHA-256 of the code that results depend on: the engine's arithmetic and the laboratory, less what only trains or
     reports; ``emoji`` belongs to the families that it concerns. Read once a process."""
     package = Path(__file__).parent.parent
-    engine = ("config", "detect", "noise", "ops", "process", "reference", "reference_scores", "schedule")
+    engine = ("config", "detect", "noise", "op_checks", "ops", "presets", "process", "reference", "reference_scores")
+    engine += ("schedule",)
     files = [package / f"{name}.py" for name in engine] + sorted((package / "calibration").glob("*.py"))
+    files.append(packaged.FILE)
     files += [path for path in (package / "lab").glob("*.py") if path.stem not in (*REPORTING, *TRAINING, "emoji")]
     return _digest(package, files)
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ascedfast.calibration import packaged
 from ascedfast.calibration.table import NullTable
 from ascedfast.lab.cells import keep_first
-from ascedfast.lab.nulls import nulls_at, packaged, table_of
+from ascedfast.lab.nulls import nulls_at, pooled_table, table_of
 from ascedfast.lab.plan import role_of
 from ascedfast.lab.seeds import TuningSeeds
 from ascedfast.lab.sources import source_of
@@ -79,12 +80,12 @@ def tables_at(lab: Lab, family: str, runs: int, times: Sequence[int]) -> dict[in
 
 
 def packaged_table(lab: Lab, family: str, runs: int, steps: Sequence[int]) -> NullTable:
-    """The package's, see ``nulls.packaged``; of a toy that of the toys."""
-    names = ("toy", "toy-blend") if family.startswith("toy") else ("F1", "F3")
+    """The package's; of a toy one that is made of the toys as the package's is of F1 and F3."""
+    if not family.startswith("toy"):
+        return packaged.packaged_table()
+    names = ("toy", "toy-blend")
 
     def make() -> dict[str, Any]:
-        return packaged([lab.subject(name) for name in names], TuningSeeds.of(0, runs), steps).to_dict()
+        return pooled_table([lab.subject(name) for name in names], TuningSeeds.of(0, runs), steps).to_dict()
 
-    beside = source_of(names[1], lab.source)[:8]  # the name carries the first one's hash already
-    name = f"packaged {runs} runs {' '.join(map(str, steps))} {beside}"
-    return NullTable.from_dict(kept(lab, names[0], name, make))
+    return NullTable.from_dict(kept(lab, names[0], f"packaged {runs} runs {' '.join(map(str, steps))}", make))
