@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ascedfast.calibration.judge import RATE
 from ascedfast.calibration.table import NullTable
 from ascedfast.lab import detectors
 from ascedfast.lab.calibrated import calibrated

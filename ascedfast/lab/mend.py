@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ascedfast import AscedConfig
-from ascedfast.calibration.judge import RATE
 from ascedfast.lab import detectors
 from ascedfast.lab.calibrated import calibrated
 from ascedfast.lab.corrections import PERTURBATION, Prefix, finish, permuted, renoise, watch

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ascedfast import ops
 from ascedfast.calibration.fit import fit
-from ascedfast.calibration.judge import RATE
 from ascedfast.calibration.table import Null, NullTable
 from ascedfast.calibration.windows import smoothed
 from ascedfast.lab import detectors

@@ -24,8 +24,8 @@ from ascedfast.upload import upload
 
 LINES, STRETCH = 8, 64
 """A block: so many lines of a slab, so many locations along them."""
-FEW_LINES, LONG_STRETCH = 2, 128
-"""Of wide kernels: more programs, and fewer stretches that follow each other."""
+FEW_LINES, LONGEST = 2, 256
+"""Of wide kernels: more programs, and a line in one stretch where it is not longer."""
 UNROLLED = 12
 """Largest radius whose taps are written out, for loads that overlap; with one channel, else registers run out."""
 AT_ONCE = tl.constexpr(4)
@@ -193,7 +193,9 @@ class Blur:
         self._launches.append((last, source, 0, min(1, buffers - 1)))
 
     def _launch(self, strides, layers, lines, length, layer_and_line_stride, passes) -> PreparedLaunch:
-        slab, stretch = (LINES, STRETCH) if self._radius <= UNROLLED else (FEW_LINES, LONG_STRETCH)
+        slab, stretch = LINES, STRETCH
+        if self._radius > UNROLLED:
+            slab, stretch = FEW_LINES, max(STRETCH, min(triton.next_power_of_2(length), LONGEST))
         return PreparedLaunch(
             _blur,
             (self._planes[0] * layers * triton.cdiv(lines, slab),),
