@@ -21,3 +21,9 @@ def test_it_is_of_many_runs_and_of_any_grid():
 def test_ordinary_runs_are_watched_by_it(schedule):
     config = AscedConfig.calibrated(packaged_table(), rate=0.01)
     assert plan_run(schedule, config).reason is None
+
+
+@pytest.mark.parametrize("changes", [2, 3])
+def test_short_windows_have_their_own_entry(changes):
+    null = packaged_table().at([-9.0, -5.0, -4.0, -3.0][-changes - 1 :])
+    assert (len(null.profile), null.jump is None) == (changes, changes == 2)

@@ -156,7 +156,7 @@ class NullTable:
             if len(null.logsnr) == len(levels) and np.allclose(null.logsnr, levels, rtol=0, atol=1e-6):
                 return null
         count = len(levels) - 1
-        near = [null for null in self.nulls if len(null.profile) >= LEAST_INTERPOLATED]
+        near = [null for null in self.nulls if len(null.profile) >= LEAST_INTERPOLATED or len(null.profile) == count]
         counts = [len(null.profile) for null in near]
         known = ", ".join(str(len(null.profile)) for null in self.nulls)
         if not counts or not counts[0] <= count <= counts[-1]:
@@ -166,8 +166,9 @@ class NullTable:
             )
         i = bisect.bisect_left(counts, count)
         low, high = near[i if counts[i] == count else i - 1], near[i]
-        # Runs of several processes begin at several levels; all of them end at T_c.
-        places = ((-1, END_TOLERANCE),) if not self.grid else ((0, START_TOLERANCE), (-1, END_TOLERANCE))
+        places = (0, START_TOLERANCE), (-1, END_TOLERANCE)
+        if not self.grid:  # runs of several processes begin anywhere, and end a step before one level
+            places = ((-1, max(END_TOLERANCE, levels[-1] - levels[-2])),)
         for place, tolerance in places:
             ends = low.logsnr[place], high.logsnr[place]
             if not min(ends) - tolerance <= levels[place] <= max(ends) + tolerance:
@@ -230,7 +231,9 @@ def _between(low: Null, high: Null, share: float, levels: tuple[float, ...]) -> 
     def mix(a: float, b: float) -> float:
         return (1 - share) * a + share * b
 
-    def gumbel(a: Gumbel | None, b: Gumbel | None) -> Gumbel:
+    def gumbel(a: Gumbel | None, b: Gumbel | None) -> Gumbel | None:
+        if a is None or b is None:  # of windows too short for one, which are no two
+            return None
         return Gumbel(mix(a.location, b.location), mix(a.scale, b.scale))
 
     count = len(levels) - 1
