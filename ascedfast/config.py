@@ -4,6 +4,7 @@
 import dataclasses
 import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -39,7 +40,8 @@ class AscedConfig:
             float in (0, 1): that share of the executed steps.
         window_start: first executed step that is watched. None: by rule. int or float as for ``t_c``, from 0.
         correct: False only observes and reports.
-        x0_noise: standard deviation of the noise added to x0_hat before it is noised again; units of x0_hat.
+        x0_noise: standard deviation of the noise added to x0_hat before it is noised again; units of x0_hat. None, in
+            mode "calibrated" only: what the table says that x0_hat lacks.
         record: "window" keeps the dynamics of the steps up to t_c, "run" those of every step, for the report.
         form: of steps that are fused on a GPU. "parity": with the stock scheduler's very bits, or the stock step runs.
             "linear": one float64 sum a step, for more solvers (UniPC, DEIS, LMS, PNDM, IPNDM, SASolver, any order of
@@ -65,7 +67,7 @@ class AscedConfig:
     t_c: int | float | None = None
     window_start: int | float | None = None
     correct: bool = True
-    x0_noise: float = 0.0
+    x0_noise: float | None = 0.0
     record: Literal["window", "run"] = "window"
     form: Literal["parity", "linear"] = "parity"
     table: NullTable | None = None
@@ -102,8 +104,8 @@ class AscedConfig:
     @classmethod
     def calibrated(cls, table: NullTable | None = None, **changes: Any) -> Self:
         """Regions that a share ``rate`` of sound runs of the pipeline has any of, watched from the first step on;
-        re-noised with Algorithm 1's perturbation, as everything that was measured of it."""
-        return cls._preset({"mode": "calibrated", "table": table, "x0_noise": 0.1}, changes)
+        re-noised to the variance that a sound state has."""
+        return cls._preset({"mode": "calibrated", "table": table, "x0_noise": None}, changes)
 
     @classmethod
     def for_mode(cls, mode: str, **changes: Any) -> Self:
@@ -152,6 +154,8 @@ class AscedConfig:
 
         check(self.mode in MODES, "mode", f"one of {', '.join(MODES)}")
         limits = {"mad_scale": 1e12, "mad_floor": 1e12, "blur_sigma": 1e3, "min_area": 1e12, "x0_noise": 1e12}
+        if self.mode == "calibrated" and self.x0_noise is None:
+            del limits["x0_noise"]
         for name, most in limits.items():
             check(number(name) and 0 <= getattr(self, name) <= most, name, f"a number from 0 to {most:g}")
         check(number("max_area") and self.max_area > self.min_area, "max_area", f"above min_area ({self.min_area})")
@@ -196,6 +200,10 @@ class AscedConfig:
         check(self.form in ("parity", "linear"), "form", "'parity' or 'linear'")
         backends = ("auto", "triton", "native", "reference")
         check(self.backend in backends, "backend", f"one of {', '.join(backends)}")
+
+    def x0_noise_at(self, logsnr: Sequence[float]) -> float:
+        """``x0_noise`` of a run whose window has these levels. Raises: ValueError where the table does not know it."""
+        return self.table.at(logsnr).x0_noise if self.x0_noise is None else self.x0_noise
 
     def sizes(self, grid: tuple[int, ...]) -> "Sizes":
         """The lengths of this configuration on a grid whose last two axes are (H, W), in its locations."""

@@ -86,14 +86,14 @@ class LockstepPlan:
         table[:, :2] = torch.tensor([(level.a, level.b) for level in levels])
         if scalars is not None:
             table[:, 2:] = scalars
-        alpha, sigma = row.schedule.after[row.first + self.plan.t_c - 1]
-        levels = torch.tensor([alpha, sigma, row.config.x0_noise])[:, None].expand(3, rows)
-        self.levels = upload(levels, x.device)
         self.shape = view(x).shape
         maps = (self.plan.t_c - self.plan.start - 1, rows, *view(x).shape[2:])
+        self.detect = _detection_of(row, maps, x.device)
+        alpha, sigma = row.schedule.after[row.first + self.plan.t_c - 1]
+        levels = torch.tensor([alpha, sigma, row.x0_noise])[:, None].expand(3, rows)
+        self.levels, self.perturbs = upload(levels, x.device), row.x0_noise > 0
         self.bank = shell(torch.empty(maps, device=x.device))
         self.keys = HostKeys(rows, self.plan.t_c)
-        self.detect = _detection_of(row, maps, x.device)
         self.corrections: dict[tuple, PreparedCorrection | None] = {}
         self.keeps_own = any(two_steps for *_, two_steps in self.script)
         self.launch = self._launcher(row, x, m, upload(table, x.device))
@@ -180,7 +180,7 @@ class Lockstep:
         self.bank = torch.empty_like(plan.bank)
         self._keys = plan.keys.upload(rows, x.device)
         self._own: Tensor | None = None
-        self._keeps_own, self._detect = plan.keeps_own, plan.detect
+        self._keeps_own, self._detect, self._perturbs = plan.keeps_own, plan.detect, plan.perturbs
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -295,9 +295,8 @@ class Lockstep:
         key = (x.dtype, x.stride(), self.x0.stride())
         if key in self._corrections or x.data_ptr() % ALIGNED:
             return
-        perturb = self.config.x0_noise > 0
         try:
-            made = PreparedCorrection(self._detect, self.bank, self._levels, self._keys, x, self.x0, perturb)
+            made = PreparedCorrection(self._detect, self.bank, self._levels, self._keys, x, self.x0, self._perturbs)
         except NoSequence:
             made = None
         self._corrections[key] = made
@@ -324,7 +323,7 @@ class Lockstep:
         alpha, sigma, x0_noise = self._levels
         seeds, steps, draws = self._keys
         noise = {"seeds": seeds, "steps": steps, "draws": draws}
-        noise["x0_noise"] = x0_noise if self.config.x0_noise else None
+        noise["x0_noise"] = x0_noise if self._perturbs else None
         renoise_(x, mask, self.x0, alpha, sigma, **noise)
 
     @torch.inference_mode()  # the keys may be inference tensors, if the run began in that mode

@@ -70,7 +70,7 @@ def renoise_rows_(x: Tensor, batch: list[Row], masks: dict[int, Tensor]) -> Tens
     def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=x.device)
 
-    x0_noise = [row.config.x0_noise for row in batch]
+    x0_noise = [row.x0_noise if row.id in masks else 0.0 for row in batch]
     backends = {row.config.backend for row in batch if row.id in masks}
     ops.renoise_(
         x,

@@ -48,6 +48,11 @@ class Row:
         return [level.logsnr for level in window]
 
     @property
+    def x0_noise(self) -> float:
+        """Noise on x0_hat of this row's correction. Raises: ValueError where the table does not know its window."""
+        return self.config.x0_noise_at(self.window_logsnr)
+
+    @property
     def banks_changes(self) -> bool:
         """The mode keeps the dynamics of a step, and no signal of its own."""
         return self.config.mode in ("fast", "calibrated")

@@ -222,7 +222,8 @@ class SecondPass:
         for i in kept.failed:
             mask[i] = rows[i].mask_grown
         alpha, sigma = self._schedule.after[self._t_c - 1]
-        perturb = torch.tensor([row.config.x0_noise for row in rows], dtype=torch.float32, device=device)
+        x0_noise = [row.config.x0_noise_at(row.logsnr[row.plan.start : row.plan.t_c]) for row in rows]
+        perturb = torch.tensor(x0_noise, dtype=torch.float32, device=device)
         step = self._t_c - self._first + SECOND_DRAW
         return ops.renoise_(
             state,
@@ -233,7 +234,7 @@ class SecondPass:
             seeds=torch.tensor([seed_to_int64(row.seed) for row in rows], dtype=torch.int64, device=device),
             steps=torch.full((len(rows),), step, dtype=torch.int64, device=device),
             draws=torch.tensor([row.draw for row in rows], dtype=torch.int64, device=device),
-            x0_noise=perturb if any(row.config.x0_noise for row in rows) else None,
+            x0_noise=perturb if any(x0_noise) else None,
             backend=self._backend,
         )
 

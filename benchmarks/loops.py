@@ -72,7 +72,7 @@ class Loop:
         logsnr = tuple(max(EARLIEST, level.logsnr) for level in schedule.before[: plan_run(schedule, config).t_c])
         levels = tuple(0.1 * k for k in range(len(SURVIVAL)))
         profile = (1.0,) * (len(logsnr) - 1)
-        null = Null(logsnr, (), profile, Gumbel(0.0, 0.5), Gumbel(0.0, 0.5), levels, 0.1, 1000)
+        null = Null(logsnr, (), profile, Gumbel(0.0, 0.5), Gumbel(0.0, 0.5), levels, 0.1, 1000, 0.2)
         return AscedConfig.calibrated(NullTable((null,)))
 
     def begin(self, scheduler: SchedulerMixin) -> list[Tensor]:

@@ -14,5 +14,5 @@ def calibrated(
     logsnr = tuple(max(-12.0, level.logsnr) for level in schedule.before[:t_c])
     half = SURVIVAL.index(0.5)
     levels = tuple(above - spread * (len(SURVIVAL) - k) / (len(SURVIVAL) - half) for k in range(len(SURVIVAL)))
-    null = Null(logsnr, grid, (1.0,) * (t_c - 1), Gumbel(0.0, 1.0), Gumbel(0.0, 1.0), levels, 1e-6, 500)
+    null = Null(logsnr, grid, (1.0,) * (t_c - 1), Gumbel(0.0, 1.0), Gumbel(0.0, 1.0), levels, 1e-6, 500, 0.1)
     return AscedConfig.calibrated(NullTable((null,)), t_c=t_c, reference_size=None, grow=1, **changes)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ascedfast.lab import instant, mend, noising, redraw, tuned
+from ascedfast.lab import corrections, instant, mend, noising, redraw, tuned
 from ascedfast.lab.corrections import finish, renoise, watch
 from ascedfast.lab.evidence import left_out
 from ascedfast.lab.figures import Figures
@@ -70,7 +70,7 @@ def test_a_missing_judge_is_named(lab, monkeypatch):
 
 def test_rows_without_a_mask_are_the_originals(lab, monkeypatch):
     """No mask, no difference: corrected and permuted are the very same images."""
-    monkeypatch.setattr(mend, "runs_of", lambda runs, s, c, grown, d: [(n, grown & False, 0.1) for n in runs])
+    monkeypatch.setattr(mend, "runs_of", lambda runs, s, c, grown, d, noise: [(n, grown & False, 0.1) for n in runs])
     result = mend.mend(mending(), lab)
     assert len(set(result["flags"].values())) == 1
     assert result["values"]["corrected"] == result["values"]["original"]
@@ -98,13 +98,13 @@ def test_a_run_watched_on_is_the_run_watched_at_once():
     subject, seeds = blend(), range(6)
     whole = watch(subject, seeds, t_c=14)
     early = watch(subject, seeds, t_c=9)
-    later = mend.prefix_at(subject, early, 14)
+    later = corrections.prefix_at(subject, early, 14)
     for name in ("x", "before", "x0", "scores"):
         assert torch.equal(getattr(later, name), getattr(whole, name)), name
     assert (later.first, later.t_c, later.step, later.seeds) == (0, 14, 14, whole.seeds)
-    assert mend.prefix_at(subject, early, 9) is early
+    assert corrections.prefix_at(subject, early, 9) is early
     with pytest.raises(ValueError, match="t_c must lie"):
-        mend.prefix_at(subject, early, 8)
+        corrections.prefix_at(subject, early, 8)
 
 
 def test_the_grid_of_t_c_and_the_rule(lab):
@@ -123,7 +123,7 @@ def test_predictions_up_to_an_earlier_t_c_are_not_kept(lab, monkeypatch):
     tables = tuned.tables_at(lab, FAMILY, 120, (6, T_C))
     alive = []
     monkeypatch.setattr(instant, "watch", lambda *args, **more: noted(watch(*args, **more)))
-    monkeypatch.setattr(instant, "prefix_at", lambda *args: noted(mend.prefix_at(*args)))
+    monkeypatch.setattr(instant, "prefix_at", lambda *args: noted(corrections.prefix_at(*args)))
 
     def noted(prefix):
         alive.append(weakref.ref(prefix.x0))
@@ -175,7 +175,7 @@ def test_a_second_look_sees_the_inside_alone(lab):
     prefix = watch(subject, range(30))
     mask = torch.zeros(30, 16, 16, dtype=torch.bool)
     mask[:, :8, :8] = True
-    later = redraw.renoised(subject, prefix, mask, 0)
+    later = redraw.renoised(subject, prefix, mask, 0.1, 0)
     assert (later.first, later.step) == (T_C, T_C + redraw.AFTER)
     severity = redraw.second_look(later, mask, look)
     everywhere = redraw.second_look(later, mask | True, look)

@@ -41,7 +41,7 @@ def test_changes_take_precedence_and_modes_pass():
     assert preset("latent", grow=0, record="run").grow == 0
     table = calibrated(Schedule.from_levels([process.flow(1 - k / 8) for k in range(8)]), 4, (8, 8)).table
     config = preset("video", "calibrated", table=table)
-    assert (config.mode, config.grow, config.x0_noise) == ("calibrated", 8, 0.1)
+    assert (config.mode, config.grow, config.x0_noise) == ("calibrated", 8, None)
 
 
 def test_refusals():

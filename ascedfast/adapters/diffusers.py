@@ -25,6 +25,7 @@ from ascedfast.adapters.schedules import refusal
 from ascedfast.config import AscedConfig
 from ascedfast.noise import seed_to_int64
 from ascedfast.report import Report
+from ascedfast.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,16 @@ class Handle:
         """The last watched prediction of the clean sample in the sampler's layout, fp32. Do not write into it. None
         once the correction is done; with ``on_x0`` or ``AscedConfig(record="run")`` there is one at every step."""
         return self._run.x0
+
+    @property
+    def sample(self) -> Tensor | None:
+        """Within ``on_x0`` the state that the step returns, in the sampler's layout; do not write into it. Else None."""
+        return self._run.sample
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The levels of the last run, all steps of its timesteps; None before the first."""
+        return self._run.schedule
 
     def warm_up(self, sample: Tensor, model_output: Tensor | None = None) -> None:
         """Allocate, compile and check all that the coming run needs: once before a CUDA graph is captured of it.

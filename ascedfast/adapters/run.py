@@ -30,6 +30,7 @@ from ascedfast.lockstep import WARM_UP, LockstepPlan
 from ascedfast.process import Coefficients
 from ascedfast.report import Report
 from ascedfast.rows import Row
+from ascedfast.schedule import Schedule
 
 logger = logging.getLogger("ascedfast")
 OnX0 = Callable[[int, Any, Tensor], None]
@@ -57,6 +58,7 @@ class SchedulerRun:
         self.leave_pipeline()
         self._told: set[str] = set()
         self._x0: Tensor | None = None
+        self.sample: Tensor | None = None
         self._host: HostCopy | None = None
         self._kind: Kind | None = None
         self._known = KnownRuns()
@@ -83,6 +85,11 @@ class SchedulerRun:
         """The last run's report."""
         rows = [] if self._engine is None else self._engine.report.rows
         return Report(rows, None if self._engine is None else self._layout.image_size)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """Of the last run."""
+        return None if self._kind is None else self._kind.schedule
 
     def new_timesteps(self, scheduler: Any, stock: Callable, args: tuple, kwargs: dict) -> None:
         """``set_timesteps`` was called: the next step begins a run. The last report stays until then."""
@@ -319,7 +326,11 @@ class SchedulerRun:
             x0 = self._engine.observe(view(x), view(m))
         self._x0 = self._as_latents(x0)
         if self.on_x0:
-            self.on_x0(self._index, call["timestep"], self._x0)
+            self.sample = out[0] if isinstance(out, tuple) else out.prev_sample
+            try:
+                self.on_x0(self._index, call["timestep"], self._x0)
+            finally:
+                self.sample = None
 
 
 def _as_is(seen: Tensor) -> Tensor:

@@ -22,14 +22,28 @@ def gumbel(largest: np.ndarray) -> Gumbel:
     return Gumbel(float(np.mean(largest)) - EULER * scale, scale)
 
 
+def missing_deviation(gaps: Sequence[float]) -> float:
+    """Of x0_hat, the mean of what x0 can be, the standard deviation that it lacks: sqrt(mean gap), 0 where it is none.
+
+    Noised again, x0_hat has the variance of a sound state only with noise of this deviation added to it.
+    gaps: of each run (mean(x^2) - sigma^2)/alpha^2 - mean(x0_hat^2), x the state at T_c, of level alpha, sigma."""
+    return math.sqrt(max(0.0, float(np.mean(gaps))))
+
+
 def fit(
-    logsnr: Sequence[float], grid: Sequence[int], profile: Sequence[float], still: np.ndarray, jump: np.ndarray
+    logsnr: Sequence[float],
+    grid: Sequence[int],
+    profile: Sequence[float],
+    still: np.ndarray,
+    jump: np.ndarray,
+    x0_noise: float = 0.0,
 ) -> Null:
     """The null of n runs.
 
     Args:
         logsnr: of the K + 1 predictions. grid: sizes of the location axes. profile: K mean changes.
         still, jump: float [n], each run's largest scores; jump 0 throughout where the window is too short for one.
+        x0_noise: of ``Null``.
     Raises: ValueError for too few runs, or runs with NaN.
     """
     runs = len(still)
@@ -55,4 +69,5 @@ def fit(
         tuple(float(level) for level in levels),
         float(beyond.mean()),
         runs,
+        x0_noise,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ascedfast import ops
 from ascedfast.adapters.diffusers import enable_asced
-from ascedfast.calibration.fit import fit
+from ascedfast.calibration.fit import fit, missing_deviation
 from ascedfast.calibration.table import Null
 from ascedfast.calibration.windows import window_of
 from ascedfast.config import AscedConfig
@@ -42,8 +42,8 @@ class StepRuns:
     """What was gathered for one step count: JSON between calls.
 
     logsnr: of the K + 1 predictions. grid: sizes of the location axes. profile: K mean changes, empty before the first
-    PROFILE_RUNS runs. still, jump: the largest scores of each run, by seed from the first on. skipped: runs that held
-    NaN or Inf.
+    PROFILE_RUNS runs. still, jump: the largest scores of each run, by seed from the first on; gaps: see
+    ``fit.missing_deviation``. skipped: runs that held NaN or Inf.
     """
 
     steps: int
@@ -52,59 +52,75 @@ class StepRuns:
     profile: list[float] = field(default_factory=list)
     still: list[float] = field(default_factory=list)
     jump: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
     skipped: int = 0
 
     def __post_init__(self) -> None:
-        self._held: list[Tensor] = []
+        self._held: list[tuple[Tensor, list[float]]] = []
 
     @property
     def whole(self) -> bool:
         """What a file holds can be gone on from."""
-        lists = (self.logsnr, self.grid, self.profile, self.still, self.jump)
+        lists = (self.logsnr, self.grid, self.profile, self.still, self.jump, self.gaps)
         if not all(isinstance(one, list) and all(isinstance(v, int | float) for v in one) for one in lists):
             return False
-        matching = len(self.still) == len(self.jump) and len(self.logsnr) == len(self.profile) + 1
-        return matching and bool(np.isfinite([*self.still, *self.jump, *self.profile]).all()) and bool(self.grid)
+        matching = len(self.still) == len(self.jump) == len(self.gaps) and len(self.logsnr) == len(self.profile) + 1
+        finite = np.isfinite([*self.still, *self.jump, *self.gaps, *self.profile]).all()
+        return matching and bool(finite) and bool(self.grid)
 
     @property
     def runs(self) -> int:
         """How many there are, those that wait for the profile too."""
-        return len(self.still) + sum(d.shape[1] for d in self._held)
+        return len(self.still) + sum(d.shape[1] for d, _ in self._held)
 
-    def take(self, d: Tensor, profile_runs: int) -> None:
+    def take(self, d: Tensor, gaps: Sequence[float], profile_runs: int) -> None:
         """Add runs; they wait until there are ``profile_runs``, which give the profile.
 
-        Args: d: float32 [K, R, *grid], smoothed changes. Raises: ValueError where a step changes nothing in any run."""
+        Args: d: float32 [K, R, *grid], smoothed changes. gaps: R numbers.
+        Raises: ValueError where a step changes nothing in any run."""
         self.grid = list(d.shape[2:])
-        self._held.append(d)
+        self._held.append((d, list(gaps)))
         if not self.profile:
             if self.runs < profile_runs:
                 return
-            profile = torch.cat(self._held, 1).double().flatten(2).mean((1, 2)).tolist()
+            profile = torch.cat([one for one, _ in self._held], 1).double().flatten(2).mean((1, 2)).tolist()
             if not all(value > 0 for value in profile):
                 raise ValueError("a step changes nothing in any run: does this pipeline's network do anything?")
             self.profile = profile
-        for one in self._held:
+        for one, gaps_of_one in self._held:
             scores = ops.temporal_scores(one, self.profile)
             self.still += scores.still.flatten(1).amax(1).tolist()
             self.jump += scores.jump.flatten(1).amax(1).tolist()
+            self.gaps += gaps_of_one
         self._held = []
 
     def null(self, count: int) -> Null:
         """Of the first ``count`` runs. Raises: ValueError, see ``fit``."""
         try:
             scores = (np.array(one[:count]) for one in (self.still, self.jump))
-            return fit(self.logsnr, self.grid, self.profile, *scores)
+            return fit(self.logsnr, self.grid, self.profile, *scores, missing_deviation(self.gaps[:count]))
         except ValueError as error:
             raise ValueError(f"{self.steps} steps: {error}") from error
 
 
-def watch(pipe: Any, draw: Draw, seeds: Sequence[int]) -> list[RowReport]:
-    """One run up to its T_c, observed only. The pipeline's output is not made."""
+def gaps_of(x: Tensor, x0: Tensor, alpha: float, sigma: float) -> list[float]:
+    """What ``fit.missing_deviation`` asks of each run.
+
+    Args: x: [R, ...], the state at T_c, of level alpha, sigma. x0: the last prediction before it."""
+    squares = [one.double().square().flatten(1).mean(1) for one in (x, x0)]
+    return ((squares[0] - sigma**2) / alpha**2 - squares[1]).tolist()
+
+
+def watch(pipe: Any, draw: Draw, seeds: Sequence[int]) -> tuple[list[RowReport], list[float]]:
+    """One run up to its T_c, observed only: a report and a gap of each row. The pipeline's output is not made."""
+    gaps: list[float] = []
 
     def stop(step: int, timestep: Any, x0: Tensor) -> None:
         plan = handle.report[0].plan
-        if plan.reason is not None or step >= plan.t_c - 1:  # its change is the last
+        if plan.reason is not None:
+            raise _Enough
+        if step >= plan.t_c - 1:  # its change is the last
+            gaps.extend(gaps_of(handle.sample, x0, *handle.schedule.after[step]))
             raise _Enough
 
     handle = enable_asced(pipe, WATCHED, seeds=list(seeds), on_x0=stop)
@@ -113,7 +129,7 @@ def watch(pipe: Any, draw: Draw, seeds: Sequence[int]) -> list[RowReport]:
             draw(seeds)
     finally:
         handle.disable()
-    return list(handle.report)
+    return list(handle.report), gaps
 
 
 def gather(pipe: Any, draw: Draw, so_far: StepRuns, runs: int, batch: int, seed: int) -> Iterator[int]:
@@ -127,7 +143,7 @@ def gather(pipe: Any, draw: Draw, so_far: StepRuns, runs: int, batch: int, seed:
         done = so_far.runs
         count = min(batch, runs - done)
         start = seed + done + so_far.skipped
-        rows = watch(pipe, draw, range(start, start + count))
+        rows, gaps = watch(pipe, draw, range(start, start + count))
         if len(rows) != count:
             raise ValueError(
                 f"for {count} samples the pipeline steps {len(rows)} rows (several images a prompt, or guided and "
@@ -142,7 +158,8 @@ def gather(pipe: Any, draw: Draw, so_far: StepRuns, runs: int, batch: int, seed:
         d = torch.stack([window_of(row) for row in sound], 1)
         so_far.logsnr = list(sound[0].logsnr[: len(d) + 1])
         room = PROFILE_BYTES // (d[:, 0].numel() * 4)
-        so_far.take(d, min(runs, PROFILE_RUNS, max(batch, room)))
+        kept = [gap for row, gap in zip(rows, gaps, strict=True) if row in sound]
+        so_far.take(d, kept, min(runs, PROFILE_RUNS, max(batch, room)))
         yield so_far.runs
 
 

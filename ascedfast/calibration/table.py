@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ascedfast.reference_scores import Gumbel, Scores, severity_of
 
-VERSION = 1
+VERSION = 2
 EARLIEST = -12.0
 """logSNR that stands for everything noisier, pure noise included."""
 SURVIVAL = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1)
@@ -40,6 +40,8 @@ class Null:
         still, jump: of the logarithm of a sample's largest score; ``jump`` is None where a window is too short for one.
         levels: severities that the shares SURVIVAL of the runs exceed. tail: mean of what a run exceeds the last of
             them by, if it does. runs: how many there were.
+        x0_noise: standard deviation that x0_hat lacks, so that a state noised from it has too small a variance (see
+            ``fit.missing_deviation``); units of x0_hat.
     """
 
     logsnr: tuple[float, ...]
@@ -50,6 +52,7 @@ class Null:
     levels: tuple[float, ...]
     tail: float
     runs: int
+    x0_noise: float
 
     def __post_init__(self) -> None:
         if len(self.logsnr) != len(self.profile) + 1 or len(self.levels) != len(SURVIVAL):
@@ -62,13 +65,15 @@ class Null:
             raise ValueError("sizes and numbers of runs are ints of at least 1")
         if (self.jump is None) != (len(self.profile) < 3):
             raise ValueError("windows of three changes and more have a jump, shorter ones have none")
-        numbers = [*self.logsnr, *self.profile, *self.levels, self.tail, self.runs]
+        numbers = [*self.logsnr, *self.profile, *self.levels, self.tail, self.runs, self.x0_noise]
         numbers += [number for one in (self.still, self.jump) if one for number in dataclasses.astuple(one)]
         if not all(math.isfinite(number) for number in numbers):
             raise ValueError("a number of the table is not finite")
         scales = [one.scale for one in (self.still, self.jump) if one]
         if min(self.profile, default=0) <= 0 or min(self.tail, *scales) <= 0:
             raise ValueError("profile, tail and scales of a table are positive")
+        if self.x0_noise < 0:
+            raise ValueError(f"x0_noise of a table is 0 or more, got {self.x0_noise}")
         if list(self.levels) != sorted(self.levels) or list(self.logsnr) != sorted(self.logsnr):
             raise ValueError("the severities and the logsnr of a table rise")
 
@@ -247,6 +252,7 @@ def _between(low: Null, high: Null, share: float, levels: tuple[float, ...]) -> 
         tuple(mix(a, b) for a, b in zip(low.levels, high.levels, strict=True)),
         mix(low.tail, high.tail),
         min(low.runs, high.runs),
+        mix(low.x0_noise, high.x0_noise),
     )
 
 

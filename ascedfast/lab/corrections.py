@@ -166,6 +166,15 @@ def finish(
     return final
 
 
+def prefix_at(subject: Subject, prefix: Prefix, t_c: int) -> Prefix:
+    """The same runs watched on to a later T_c. Raises: ValueError for an earlier one."""
+    if t_c == prefix.t_c:
+        return prefix
+    more = watch(subject, prefix.seeds, t_c=t_c - prefix.t_c, x=prefix.x, first=prefix.step)
+    x0, scores = (torch.cat(pair) for pair in ((prefix.x0, more.x0), (prefix.scores, more.scores)))
+    return more._replace(first=prefix.first, t_c=t_c, x0=x0, scores=scores)
+
+
 def renoise(subject: Subject, prefix: Prefix, mask: Tensor, x0_noise: float = 0.0, draw: int = 0) -> Tensor:
     """The states after T_c, re-noised inside the mask as the engine does it; a new tensor.
 

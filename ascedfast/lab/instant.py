@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ascedfast.calibration.table import NullTable
 from ascedfast.lab import detectors
-from ascedfast.lab.calibrated import calibrated
-from ascedfast.lab.corrections import CONFIGS, PERTURBATION, Prefix, finish, renoise, t_c_of, watch
+from ascedfast.lab.calibrated import calibrated, noise_of
+from ascedfast.lab.corrections import CONFIGS, Prefix, finish, prefix_at, renoise, t_c_of, watch
 from ascedfast.lab.flags import bits
-from ascedfast.lab.mend import prefix_at
 from ascedfast.lab.steps import judged
 from ascedfast.lab.subject import MissingAbility, Subject, ability
 from ascedfast.lab.suites import T_C_SHARES, Cell, Lab
@@ -78,8 +77,9 @@ def at_times(subject: Subject, seeds: Sequence[int], tables: Mapping[int, NullTa
     corrected: dict[int, tuple[Tensor, Tensor]] = {}
     for t_c in sorted(tables):
         prefix = watch(subject, seeds, t_c=t_c) if prefix is None else prefix_at(subject, prefix, t_c)
-        mask = detectors.by_mode(subject.schedule, prefix, calibrated(subject, tables[t_c])).grown
-        corrected[t_c] = mask, renoise(subject, prefix, mask, PERTURBATION)
+        config = calibrated(subject, tables[t_c])
+        mask = detectors.by_mode(subject.schedule, prefix, config).grown
+        corrected[t_c] = mask, renoise(subject, prefix, mask, noise_of(config, subject.schedule, prefix))
     first = finish(subject, prefix)
     found: dict[Any, Tensor] = {"original": judged(subject, subject.decode(first))[0]}
     for t_c, (mask, x) in corrected.items():

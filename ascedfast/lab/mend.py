@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What correction by mode "calibrated" makes of weak twins: defects, distances, and the controls that explain a miss.
 
-The table is of the sound model's runs. Every re-noised run takes x0_hat with PERTURBATION, "state replacement" the same
-masks without it; the part up to T_c is shared, and rows with an empty mask are not run again.
+The table is of the sound model's runs. Every re-noised run takes x0_hat with the noise that the table gives, "state
+replacement" the same masks without it; the part up to T_c is shared, and rows with an empty mask are not run again.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ascedfast import AscedConfig
 from ascedfast.lab import detectors
-from ascedfast.lab.calibrated import calibrated
-from ascedfast.lab.corrections import PERTURBATION, Prefix, finish, permuted, renoise, watch
+from ascedfast.lab.calibrated import calibrated, noise_of
+from ascedfast.lab.corrections import finish, permuted, renoise, watch
 from ascedfast.lab.distributions import fd_local, precision_recall
 from ascedfast.lab.flags import bits
 from ascedfast.lab.found import figure, two_sample_auroc
@@ -43,6 +43,7 @@ def mend(cell: Cell, lab: Lab) -> dict[str, Any]:
     left_out: dict[str, str] = {}
     for seeds in lab.batches(lab.seeds(cell)):
         prefix = watch(subject, seeds)
+        noise = noise_of(config, subject.schedule, prefix)
         found = detectors.by_mode(subject.schedule, prefix, config)
         first = finish(subject, prefix)
         original = subject.decode(first)
@@ -50,7 +51,7 @@ def mend(cell: Cell, lab: Lab) -> dict[str, Any]:
             defects = judged(subject, original)[1]
         except MissingAbility as error:
             defects, left_out["defects"] = None, str(error)
-        for name, mask, scale in runs_of(runs, subject, config, found.grown, defects):
+        for name, mask, scale in runs_of(runs, subject, config, found.grown, defects, noise):
             images = original
             if name != "original":
                 x = renoise(subject, prefix, mask, scale)
@@ -72,7 +73,12 @@ def mend(cell: Cell, lab: Lab) -> dict[str, Any]:
 
 
 def runs_of(
-    runs: tuple[str, ...], subject: Subject, config: AscedConfig, grown: Tensor, defects: Tensor | None
+    runs: tuple[str, ...],
+    subject: Subject,
+    config: AscedConfig,
+    grown: Tensor,
+    defects: Tensor | None,
+    noise: float,
 ) -> Iterator[tuple[str, Tensor, float]]:
     """Name, mask and noise on x0_hat of each run; without a judge there is no oracle."""
     masks = {
@@ -86,7 +92,7 @@ def runs_of(
         masks["oracle"] = grow(defects, config.sizes(tuple(subject.shape[1:])).grow)
     for name in runs:
         if name in masks:
-            yield name, masks[name], 0.0 if name == "state replacement" else PERTURBATION
+            yield name, masks[name], 0.0 if name == "state replacement" else noise
 
 
 def grow(mask: Tensor, by: int) -> Tensor:
@@ -117,12 +123,3 @@ def seen_defects(severity: Tensor, maps: Tensor, marks: Tensor) -> list[dict[str
         figure("image auroc for defects", "corrected", two_sample_auroc(numbers[defective], numbers[~defective])),
         figure("pixel auroc for defects", "corrected", pooled_auroc(count_scores(maps, marks))),
     ]
-
-
-def prefix_at(subject: Subject, prefix: Prefix, t_c: int) -> Prefix:
-    """The same runs watched on to a later T_c. Raises: ValueError for an earlier one."""
-    if t_c == prefix.t_c:
-        return prefix
-    more = watch(subject, prefix.seeds, t_c=t_c - prefix.t_c, x=prefix.x, first=prefix.step)
-    x0, scores = (torch.cat(pair) for pair in ((prefix.x0, more.x0), (prefix.scores, more.scores)))
-    return more._replace(first=prefix.first, t_c=t_c, x0=x0, scores=scores)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ascedfast.lab import detectors
-from ascedfast.lab.calibrated import calibrated
-from ascedfast.lab.corrections import PERTURBATION, finish, permuted, renoise, watch
+from ascedfast.lab.calibrated import calibrated, noise_of
+from ascedfast.lab.corrections import finish, permuted, renoise, watch
 from ascedfast.lab.regions import seam_energy
 from ascedfast.lab.subject import MissingAbility
 from ascedfast.lab.suites import Cell, Lab
@@ -72,12 +72,13 @@ def noising(cell: Cell, lab: Lab) -> dict[str, Any]:
         prefix = watch(subject, seeds)
         own = detectors.by_mode(subject.schedule, prefix, config).grown
         mask = permuted(own)
-        x = renoise(subject, prefix, mask, PERTURBATION)
+        noise = noise_of(config, subject.schedule, prefix)
+        x = renoise(subject, prefix, mask, noise)
         times = torch.zeros_like(own, dtype=torch.int32)
         for k in range(1, min(OTHERS, len(own) - 1) + 1):
             other = own.roll(k, 0)
             before.add(prefix.x, other)
-            after.add(renoise(subject, prefix, other, PERTURBATION, k), other)
+            after.add(renoise(subject, prefix, other, noise, k), other)
             times += other
         before.count(times)
         after.count(times)

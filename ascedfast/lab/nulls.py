@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ascedfast.calibration.runs import PROFILE_RUNS, StepRuns
+from ascedfast.calibration.runs import PROFILE_RUNS, StepRuns, gaps_of
 from ascedfast.calibration.table import Null, NullTable
 from ascedfast.calibration.windows import smoothed
-from ascedfast.lab.corrections import CONFIGS, t_c_of, watch
+from ascedfast.lab.corrections import CONFIGS, prefix_at, t_c_of, watch
 from ascedfast.lab.detectors import changes
 from ascedfast.lab.seeds import TuningSeeds
 from ascedfast.lab.subject import Subject, ability
@@ -83,7 +83,8 @@ def _gather(subject: Subject, seeds: TuningSeeds, gathered: dict[int, StepRuns],
     if not isinstance(seeds, TuningSeeds):
         raise TypeError(f"tables are made of tuning seeds, got {type(seeds).__name__}")
     for start in range(seeds.start, seeds.stop, chunk):
-        prefix = watch(subject, range(start, min(start + chunk, seeds.stop)), t_c=max(gathered))
-        d = smoothed(changes(prefix.x0))
-        for t_c, runs in gathered.items():
-            runs.take(d[: t_c - 1], min(PROFILE_RUNS, len(seeds)))
+        prefix = watch(subject, range(start, min(start + chunk, seeds.stop)), t_c=min(gathered))
+        for t_c in sorted(gathered):
+            prefix = prefix_at(subject, prefix, t_c)
+            gaps = gaps_of(prefix.x, prefix.x0[-1], *subject.schedule.after[t_c - 1])
+            gathered[t_c].take(smoothed(changes(prefix.x0)), gaps, min(PROFILE_RUNS, len(seeds)))

@@ -15,8 +15,8 @@ from ascedfast.calibration.fit import fit
 from ascedfast.calibration.table import Null, NullTable
 from ascedfast.calibration.windows import smoothed
 from ascedfast.lab import detectors
-from ascedfast.lab.calibrated import calibrated
-from ascedfast.lab.corrections import PERTURBATION, Prefix, finish, renoise, watch
+from ascedfast.lab.calibrated import calibrated, noise_of
+from ascedfast.lab.corrections import Prefix, finish, renoise, watch
 from ascedfast.lab.flags import bits
 from ascedfast.lab.regions import draw_box, largest_side
 from ascedfast.lab.seeds import TuningSeeds
@@ -58,7 +58,8 @@ def redraw(cell: Cell, lab: Lab) -> dict[str, Any]:
     for seeds in lab.batches(lab.seeds(cell)):
         drawn = draw(subject, seeds, table)
         found = choices(subject, drawn, table) | corrections(subject, drawn, table, looks[False])
-        found["steering"] = steered(subject, drawn, looks[True])
+        noise = noise_of(calibrated(subject, table), subject.schedule, drawn.prefixes[0])
+        found["steering"] = steered(subject, drawn, looks[True], noise)
         for name, (defective, evaluations) in found.items():
             flags.setdefault(name, []).append(defective.cpu())
             spent.setdefault(name, []).append(evaluations.double().cpu())
@@ -108,14 +109,16 @@ def corrections(subject: Subject, drawn: Drawn, table: NullTable, look: Null) ->
     """The first draw corrected; and corrected with a second look at the old mask AFTER predictions later: where it is
     still abnormal the mask is re-noised once more, from T_c on, and the less severe of the two goes on."""
     prefix, steps = drawn.prefixes[0], len(subject.schedule)
-    mask = detectors.by_mode(subject.schedule, prefix, calibrated(subject, table)).grown
+    config = calibrated(subject, table)
+    mask = detectors.by_mode(subject.schedule, prefix, config).grown
+    noise = noise_of(config, subject.schedule, prefix)
     plain = torch.full_like(drawn.severity[0], steps)
     once, twice = drawn.defective[0].clone(), drawn.defective[0].clone()
     rows = mask.flatten(1).any(1).nonzero()[:, 0]
     cost = plain.clone()
     if len(rows):
         some = rows_of(prefix, rows)
-        first, later = (renoised(subject, some, mask[rows], draw) for draw in (0, 1))
+        first, later = (renoised(subject, some, mask[rows], noise, draw) for draw in (0, 1))
         severity = [second_look(one, mask[rows], look) for one in (first, later)]
         defective = [judged(subject, subject.decode(finish(subject, one)))[0] for one in (first, later)]
         again = severity[0] > look.threshold(SECOND_RATE)
@@ -132,9 +135,9 @@ def rows_of(prefix: Prefix, rows: Tensor) -> Prefix:
     return prefix._replace(seeds=seeds, x0=prefix.x0[:, rows], scores=prefix.scores[:, rows], **parts)
 
 
-def renoised(subject: Subject, prefix: Prefix, mask: Tensor, draw: int) -> Prefix:
+def renoised(subject: Subject, prefix: Prefix, mask: Tensor, noise: float, draw: int) -> Prefix:
     """The run from T_c on, AFTER steps, re-noised inside the mask; its x0 are the predictions after T_c alone."""
-    x = renoise(subject, prefix, mask, PERTURBATION, draw)
+    x = renoise(subject, prefix, mask, noise, draw)
     return watch(subject, prefix.seeds, t_c=AFTER, x=x, first=prefix.step)
 
 
@@ -151,6 +154,7 @@ def second_null(lab: Lab, family: str, runs: int, whole: bool) -> Null:
 
     def make() -> dict[str, Any]:
         subject = lab.subject(of)
+        config = calibrated(subject, own_table(lab, of, runs))
         grid = tuple(subject.shape[1:])
         changes, masks = [], []
         for seeds in lab.batches(TuningSeeds.of(0, runs).seeds):
@@ -158,7 +162,7 @@ def second_null(lab: Lab, family: str, runs: int, whole: bool) -> Null:
             spread = range(max(1, grid[0] // 4), largest_side(grid) + 1)
             boxes = [draw_box(seed, spread[seed % len(spread)], grid).mask(grid) for seed in seeds]
             mask = torch.ones_like(torch.stack(boxes)) if whole else torch.stack(boxes)
-            later = renoised(subject, prefix, mask.to(prefix.x.device), 0)
+            later = renoised(subject, prefix, mask.to(prefix.x.device), noise_of(config, subject.schedule, prefix), 0)
             changes.append(smoothed(detectors.changes(later.x0)))
             masks.append(mask.to(prefix.x.device))
         d, mask = torch.cat(changes, 1), torch.cat(masks)
@@ -172,7 +176,7 @@ def second_null(lab: Lab, family: str, runs: int, whole: bool) -> Null:
     return NullTable.from_dict(dict(found)).nulls[0]
 
 
-def steered(subject: Subject, drawn: Drawn, look: Null) -> tuple[Tensor, Tensor]:
+def steered(subject: Subject, drawn: Drawn, look: Null, noise: float) -> tuple[Tensor, Tensor]:
     """Feynman-Kac steering (after arXiv 2501.06848) of TRIES particles an image by the potential -severity.
 
     At T_c particles are drawn by softmax(-severity), and each moves: it is re-noised as a whole with noise of its own,
@@ -194,7 +198,7 @@ def steered(subject: Subject, drawn: Drawn, look: Null) -> tuple[Tensor, Tensor]
     particles = []
     for k in range(TRIES):
         own = first._replace(x=x[ancestors[k], rows], x0=x0[ancestors[k], rows][None])
-        particles.append(renoised(subject, own, whole, k))
+        particles.append(renoised(subject, own, whole, noise, k))
     severity = torch.stack([second_look(one, whole, look) for one in particles])
     chosen = drawn_by(severity, 1)[0]
     states = torch.stack([one.x for one in particles])[chosen, rows]
