@@ -133,7 +133,8 @@ def test_a_damaged_state_or_one_of_other_weights_begins_anew(tmp_path):
     key = {"pipeline": fingerprint(folder)}
     good = {"steps": 12, "logsnr": [-9.0, -5.0, -3.0], "grid": [8, 8], "profile": [1.0, 2.0]}
     good |= {"still": [1.0], "jump": [2.0], "gaps": [0.1]}
-    bad = ({"jump": []}, {"gaps": [math.nan]}, {"still": None}, {"still": [math.nan]}, {"profile": []}, {"grid": []}, {"surprise": 1})
+    bad = ({"jump": []}, {"gaps": [math.nan]}, {"still": None}, {"still": [math.nan]}, {"profile": []}, {"grid": []})
+    bad += ({"surprise": 1},)
     broken = [{"key": key, "runs": [good | change]} for change in bad]
     for text in ("{", "[]", *map(json.dumps, [{"key": {"pipeline": "another"}, "runs": [good]}, *broken])):
         state.write_text(text)

@@ -217,6 +217,17 @@ def test_jumps_are_told_by_what_became_of_them(lab):
     assert found["value"] == wilson(hits, len(result["rows"]["absorbed"])).value
 
 
+def test_hits_at_every_contrast_bound_the_contrast_at_half_recall():
+    contrast = np.tile(faint.CONTRASTS, 30)
+    hit = np.arange(len(contrast)) // 8 % 10 > 0  # nine of ten, of any contrast
+    assert faint.contrast50(contrast, hit).high == math.inf
+    found = faint.half_recall(contrast, hit)
+    assert (found.low, found.high) == (0.0, 2.0)
+    assert faint.half_recall(contrast, ~hit).high == math.inf
+    rising = contrast > 6
+    assert faint.half_recall(contrast, rising) == faint.contrast50(contrast, rising)
+
+
 def test_faint_traps_have_the_contrast_that_was_chosen():
     planted = faint.faint_traps(Toy(), range(64), "textured")
     wanted = torch.tensor([faint.CONTRASTS[seed % 8] for seed in range(64)], dtype=torch.float64)[list(planted.kept)]

@@ -63,7 +63,7 @@ class Handle:
 
     @property
     def sample(self) -> Tensor | None:
-        """Within ``on_x0`` the state that the step returns, in the sampler's layout; do not write into it. Else None."""
+        """Within ``on_x0`` the state that the step returns, in the sampler's layout, to be read only. Else None."""
         return self._run.sample
 
     @property

@@ -15,6 +15,7 @@ from ascedfast.lab.found import figure
 from ascedfast.lab.planted import Planted, beside_twins, start_steps, watch_t_c
 from ascedfast.lab.planting import Plant, hold_steps
 from ascedfast.lab.regions import GREY_LEVEL, draw_boxes_on
+from ascedfast.lab.statistics import Estimate, wilson
 from ascedfast.lab.subject import MissingAbility, Subject
 from ascedfast.lab.suites import Cell, Lab
 
@@ -80,13 +81,28 @@ def faint(cell: Cell, lab: Lab) -> dict[str, Any]:
     figures = []
     for name, label in ((OURS, OURS), (rival, "rival")):
         try:
-            half = contrast50(trials.contrast[chosen], trials.hit[name][chosen])
+            half = half_recall(trials.contrast[chosen], trials.hit[name][chosen])
         except (ArithmeticError, ValueError) as error:
             raise MissingAbility(f"{cell.family}: no fit of the contrast at half recall: {error}") from error
         figures.append(figure("contrast at half recall, 1%", label, half))
     contrast = [round(float(one), 2) for one in trials.contrast[chosen]]
     hits = {"contrast": contrast, "hit": bits(trials.hit[OURS][chosen]), "rival": bits(trials.hit[rival][chosen])}
     return {"figures": figures, "rows": hits, "series": {"rival": rival, "tuning": shares}}
+
+
+def half_recall(contrast: np.ndarray, hit: np.ndarray) -> Estimate:
+    """``contrast50``, with an upper limit where the fit has none because hits hardly rise with contrast: the least of
+    CONTRASTS up to which plants are hit in more than half, by Wilson's lower limit.
+
+    Args, raises: as there."""
+    fit = contrast50(contrast, hit)
+    if fit.high < np.inf:
+        return fit
+    for most in CONTRASTS:
+        weaker = hit[contrast <= most * (1 + 1e-6)]
+        if len(weaker) and wilson(int(weaker.sum()), len(weaker)).low > 0.5:
+            return Estimate(fit.value if fit.value <= most else 0.0, min(fit.low, most), most, fit.n)
+    return fit
 
 
 def first_of_each(contrast: np.ndarray, most: int) -> np.ndarray:
