@@ -17,6 +17,7 @@ NOT_ENGINE = (
     "fit",
     "folder",
     "judge",
+    "moments",
     "pictures",
     "pipelines",
     "packaged",

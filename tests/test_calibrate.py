@@ -79,11 +79,11 @@ def test_runs_are_those_of_the_whole_pipeline(calibrated):
     """Stopped after T_c, they have seen the same changes as a run to the end."""
     pipe = command.load_pipeline(calibrated)
     draw = command._drawer(pipe, 12, (), 0)
-    (short, gaps), whole = runs.watch(pipe, draw, [3, 4]), reports(calibrated, [3, 4], 12)
+    (short, end), whole = runs.watch(pipe, draw, [3, 4]), reports(calibrated, [3, 4], 12)
     for one, other in zip(short, whole, strict=True):
         assert torch.equal(window_of(one), window_of(other))
         assert one.executed < other.executed == 12
-    assert len(gaps) == 2
+    assert end.x.shape == end.x0.shape == (2, 3, 8, 8)
     assert not ascedfast.adapters.diffusers.is_asced_enabled(pipe)
 
 
@@ -132,8 +132,8 @@ def test_a_damaged_state_or_one_of_other_weights_begins_anew(tmp_path):
     state = folder / f".{NAME}.part.json"
     key = {"pipeline": fingerprint(folder)}
     good = {"steps": 12, "logsnr": [-9.0, -5.0, -3.0], "grid": [8, 8], "profile": [1.0, 2.0]}
-    good |= {"still": [1.0], "jump": [2.0], "gaps": [0.1]}
-    bad = ({"jump": []}, {"gaps": [math.nan]}, {"still": None}, {"still": [math.nan]}, {"profile": []}, {"grid": []})
+    good |= {"still": [1.0], "jump": [2.0], "x0_noise": 0.1}
+    bad = ({"jump": []}, {"x0_noise": math.nan}, {"still": None}, {"still": [math.nan]}, {"profile": []}, {"grid": []})
     bad += ({"surprise": 1},)
     broken = [{"key": key, "runs": [good | change]} for change in bad]
     for text in ("{", "[]", *map(json.dumps, [{"key": {"pipeline": "another"}, "runs": [good]}, *broken])):
@@ -313,9 +313,8 @@ def test_latents_of_every_layout(name):
     def draw(seeds):
         tiny.run(pipe, call, num_inference_steps=16)
 
-    rows, gaps = runs.watch(pipe, draw, [1])
-    assert len(gaps) == 1
-    assert math.isfinite(gaps[0])
+    rows, end = runs.watch(pipe, draw, [1])
+    assert end.x.shape == end.x0.shape
     maps = window_of(rows[0])
     assert len(maps) == rows[0].plan.t_c - 1
     assert maps.dim() == (4 if name == "wan" else 3)
@@ -337,8 +336,8 @@ def test_a_few_runs_with_nan_are_left_out(calibrated, monkeypatch):
     watch = runs.watch
 
     def broken(pipe, draw, seeds):
-        rows, gaps = watch(pipe, draw, seeds)
-        return [dataclasses.replace(row, finite=torch.tensor(row.seed != 7)) for row in rows], gaps
+        rows, end = watch(pipe, draw, seeds)
+        return [dataclasses.replace(row, finite=torch.tensor(row.seed != 7)) for row in rows], end
 
     monkeypatch.setattr(runs, "watch", broken)
     so_far = runs.StepRuns(12)

@@ -10,22 +10,28 @@ from null_tables import calibrated
 from row_loop import flow_schedule
 
 import ascedfast
-from ascedfast.calibration.fit import missing_deviation
-from ascedfast.calibration.runs import gaps_of
+from ascedfast.calibration.moments import StateMoments
 
 ALPHA, SIGMA = 0.6, 0.8
+
+
+def deviation(x, x0_hat):
+    moments = StateMoments()
+    for part in (slice(30), slice(30, None)):
+        moments.add(x[part], x0_hat[part])
+    return moments.missing_deviation(ALPHA, SIGMA)
 
 
 @pytest.mark.parametrize("spread", [0.25, 1.0])
 def test_it_is_the_posterior_deviation_of_gaussian_data(spread):
     """x0 ~ N(0, spread^2): x0_hat is linear in x, and Var(x0 | x) is in closed form."""
     generator = torch.Generator().manual_seed(0)
-    x0 = spread * torch.randn(100, 3, 32, 32, generator=generator)
+    x0 = 0.7 + spread * torch.randn(100, 3, 32, 32, generator=generator)  # what is common to all does not count
     x = ALPHA * x0 + SIGMA * torch.randn(x0.shape, generator=generator)
     total = ALPHA**2 * spread**2 + SIGMA**2
-    x0_hat = spread**2 * ALPHA / total * x
+    x0_hat = 0.7 + spread**2 * ALPHA / total * (x - ALPHA * 0.7) + 0.05  # nor does a bias
     expected = spread * SIGMA / math.sqrt(total)
-    found = missing_deviation(gaps_of(x, x0_hat, ALPHA, SIGMA))
+    found = deviation(x, x0_hat)
     assert abs(found - expected) < 0.02
     noised = ALPHA * (x0_hat + found * torch.randn(x.shape, generator=generator))
     noised += SIGMA * torch.randn(x.shape, generator=generator)
@@ -35,7 +41,8 @@ def test_it_is_the_posterior_deviation_of_gaussian_data(spread):
 
 
 def test_what_is_no_gap_is_none():
-    assert missing_deviation([-0.2, 0.1]) == 0
+    x = torch.zeros(4, 1, 8, 8)
+    assert deviation(x, x) == deviation(x[:1], x[:1]) == StateMoments().missing_deviation(ALPHA, SIGMA) == 0
 
 
 @pytest.mark.parametrize("rows", [None, [0, 1]], ids=["lockstep", "row by row"])

@@ -22,14 +22,6 @@ def gumbel(largest: np.ndarray) -> Gumbel:
     return Gumbel(float(np.mean(largest)) - EULER * scale, scale)
 
 
-def missing_deviation(gaps: Sequence[float]) -> float:
-    """Of x0_hat, the mean of what x0 can be, the standard deviation that it lacks: sqrt(mean gap), 0 where it is none.
-
-    Noised again, x0_hat has the variance of a sound state only with noise of this deviation added to it.
-    gaps: of each run (mean(x^2) - sigma^2)/alpha^2 - mean(x0_hat^2), x the state at T_c, of level alpha, sigma."""
-    return math.sqrt(max(0.0, float(np.mean(gaps))))
-
-
 def fit(
     logsnr: Sequence[float],
     grid: Sequence[int],

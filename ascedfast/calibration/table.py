@@ -41,7 +41,7 @@ class Null:
         levels: severities that the shares SURVIVAL of the runs exceed. tail: mean of what a run exceeds the last of
             them by, if it does. runs: how many there were.
         x0_noise: standard deviation that x0_hat lacks, so that a state noised from it has too small a variance (see
-            ``fit.missing_deviation``); units of x0_hat.
+            ``moments.StateMoments``); units of x0_hat.
     """
 
     logsnr: tuple[float, ...]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ascedfast.calibration.runs import PROFILE_RUNS, StepRuns, gaps_of
+from ascedfast.calibration.runs import PROFILE_RUNS, StepRuns, WindowEnd
 from ascedfast.calibration.table import Null, NullTable
 from ascedfast.calibration.windows import smoothed
 from ascedfast.lab.corrections import CONFIGS, prefix_at, t_c_of, watch
@@ -62,13 +62,14 @@ def _pooled(sources: Sequence[Subject], seeds: TuningSeeds) -> Null:
         raise ValueError(f"windows of several lengths cannot be pooled: T_c at {sorted(times)}")
     (t_c,) = times
     first = TuningSeeds(seeds.start, min(seeds.stop, seeds.start + PROFILE_RUNS))
-    profiles = []
+    profiles, squares = [], []
     for source in sources:
         one = {t_c: _empty(source, t_c)}
         _gather(source, first, one, CHUNK)
         profiles.append(np.array(one[t_c].profile) / np.mean(one[t_c].profile))
+        squares.append(one[t_c].x0_noise ** 2)
     pooled = _empty(sources[0], t_c)
-    pooled.profile = np.mean(profiles, 0).tolist()
+    pooled.profile, pooled.x0_noise = np.mean(profiles, 0).tolist(), float(np.mean(squares)) ** 0.5
     for source in sources:
         _gather(source, seeds, {t_c: pooled}, CHUNK)
     return pooled.null(len(pooled.still))
@@ -86,5 +87,5 @@ def _gather(subject: Subject, seeds: TuningSeeds, gathered: dict[int, StepRuns],
         prefix = watch(subject, range(start, min(start + chunk, seeds.stop)), t_c=min(gathered))
         for t_c in sorted(gathered):
             prefix = prefix_at(subject, prefix, t_c)
-            gaps = gaps_of(prefix.x, prefix.x0[-1], *subject.schedule.after[t_c - 1])
-            gathered[t_c].take(smoothed(changes(prefix.x0)), gaps, min(PROFILE_RUNS, len(seeds)))
+            end = WindowEnd(prefix.x, prefix.x0[-1], *subject.schedule.after[t_c - 1])
+            gathered[t_c].take(smoothed(changes(prefix.x0)), end, min(PROFILE_RUNS, len(seeds)))
