@@ -24,7 +24,7 @@ from ascedfast.adapters import parity
 from ascedfast.adapters.host_copy import version_of
 from ascedfast.adapters.known_runs import Kind, KnownRuns
 from ascedfast.adapters.linear import linear_plan
-from ascedfast.adapters.schedules import supported_base
+from ascedfast.adapters.support import supported_base
 from ascedfast.device_guard import on_device_of
 from ascedfast.engine import Engine
 from ascedfast.linear_lockstep import LinearLockstep, LinearLockstepPlan

@@ -26,6 +26,7 @@ from diffusers import PNDMScheduler, SchedulerMixin
 from torch import Tensor
 
 from ascedfast.adapters.solver_probe import LISTS, memory_of, probe, probe_copy
+from ascedfast.process import Coefficients
 
 LAST_SAMPLE, LAST_NOISE = ("last_sample", 0), ("last_noise", 0)
 
@@ -56,6 +57,19 @@ def fill_history(scheduler: Any, host: Host, index: int, m: Tensor, x: Tensor, m
         h = _coming_entry(scheduler, host, index, m, x, names[0])
     for name in names:
         setattr(scheduler, name, [None if old is None else _inside(mask, h, old) for old in getattr(scheduler, name)])
+
+
+def fill_argument(call: dict[str, Any], level: Coefficients, mask: Tensor) -> dict[str, Any]:
+    """The arguments of a step whose caller holds the prediction of the step before (CogVideoXDPM's): inside the mask,
+    that one becomes the coming step's own prediction.
+
+    Args: call: by name, the tensors not written into. level: of the coming step. mask: bool, broadcasts against x.
+    """
+    old = call["old_pred_original_sample"]
+    if old is None:
+        return call
+    new = level.a * call["sample"] + level.b * call["model_output"]
+    return call | {"old_pred_original_sample": _inside(mask, new, old)}
 
 
 def _inside(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

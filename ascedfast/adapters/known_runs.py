@@ -5,6 +5,7 @@ A kind is known by the values of its levels, so that it does not matter how they
 more than stepping through it.
 """
 
+import bisect
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,7 +14,8 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from ascedfast.adapters.host_copy import LEVELS, HostCopy, on_host, values_of, version_of
-from ascedfast.adapters.schedules import nan_warning, schedule_of, supported_base
+from ascedfast.adapters.schedules import begins_of, calls_of, nan_warning, schedule_of
+from ascedfast.adapters.support import facts_of, supported_base
 
 MOST = 16
 """Kinds that are kept, and plans; the one that was not used for the longest time goes first."""
@@ -30,15 +32,17 @@ class Kind:
     """What the levels and settings of a run decide. Keeps nothing of the scheduler that a run changes.
 
     Args: host: see ``host_copy``.
-    Attributes: base: see ``supported_base``. timesteps: their values. nan: why its last step gives NaN, or None. order:
-        of the solver. made_from: attributes of the scheduler that decide, where it has them.
+    Attributes: base: see ``supported_base``. facts: of its class. timesteps: of the calls of ``step``. begins: calls
+        that begin a step of the solver, as ``schedule`` counts steps. nan: why its last step gives NaN, or None.
+        order: of the solver. made_from: attributes of the scheduler that decide, where it has them.
     Raises: ValueError for a scheduler that was not set to a run.
     """
 
     def __init__(self, host: SchedulerMixin) -> None:
         self.schedule = schedule_of(host)
-        self.base = supported_base(host)
-        self.timesteps: list[float] = host.timesteps.tolist()
+        self.base, self.facts = supported_base(host), facts_of(host)
+        self.timesteps, self.begins = calls_of(host), begins_of(host)
+        self._steps = {call: step for step, call in enumerate(self.begins)}
         self.nan = nan_warning(host)
         config = host.config
         self.order: int = config.get(
@@ -47,6 +51,18 @@ class Kind:
         held = host.__dict__
         self.made_from = tuple(name for name in MADE_FROM if held.get(name) is not None)
         self._named = [held.get(name) for name in BY_ADDRESS]  # must live as long as a key that has their addresses
+
+    def step_at(self, call: int) -> int | None:
+        """The step of the solver that a call of ``step`` begins; None within one."""
+        return self._steps.get(call)
+
+    def step_from(self, call: int) -> int:
+        """The step of the solver that begins with this call or is the next to begin; the last one at the end."""
+        return min(bisect.bisect_left(self.begins, call), len(self.begins) - 1)
+
+    def may_edit_before(self, call: int) -> bool:
+        """Whether the state that this call is given may be edited: not between two evaluations of one step."""
+        return not self.facts.inner or call in self._steps
 
 
 class KnownRuns:

@@ -15,8 +15,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, SASolverScheduler, SchedulerMixin
 
 from ascedfast.adapters.class_swap import stock_class
-from ascedfast.adapters.schedules import supported_base
 from ascedfast.adapters.solver_probe import LISTS, Entry, Probe, probe, probe_copy
+from ascedfast.adapters.support import SUPPORT, supported_base
 from ascedfast.linear import READS, LinearPlan, LinearStep
 from ascedfast.schedule import Schedule
 
@@ -57,6 +57,8 @@ def linear_plan(host: SchedulerMixin, schedule: Schedule, first: int) -> LinearP
 def _is_linear(host: SchedulerMixin) -> bool:
     config, base = host.config, supported_base(host)
     if base is None or stock_class(host) is not base or config.get("thresholding"):
+        return False
+    if not SUPPORT[base.__name__].fused:
         return False
     if config.get("stochastic_sampling") or config.get("variance_type") in ("learned", "learned_range"):
         return False

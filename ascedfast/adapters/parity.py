@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ascedfast.adapters.class_swap import restore, stock_class
 from ascedfast.adapters.host_copy import on_host
-from ascedfast.adapters.schedules import supported_base
+from ascedfast.adapters.support import supported_base
 from ascedfast.solver import SCALARS, Update, solver_update
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "flow_prediction": "flow"}

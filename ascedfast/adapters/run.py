@@ -9,34 +9,31 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DEISMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    PNDMScheduler,
-    SchedulerMixin,
-)
+from diffusers import SchedulerMixin
 from torch import Tensor
 
 from ascedfast.adapters import layout, parity
 from ascedfast.adapters.fused import FusedSteps, LinearSteps, fused_steps
-from ascedfast.adapters.history import fill_history
+from ascedfast.adapters.history import fill_argument, fill_history
 from ascedfast.adapters.host_copy import HostCopy, on_host
 from ascedfast.adapters.known_runs import Kind, KnownRuns
-from ascedfast.adapters.schedules import supported_base, why_left_alone
+from ascedfast.adapters.own_x0 import own_x0, prediction_of
+from ascedfast.adapters.schedules import why_left_alone
+from ascedfast.adapters.support import facts_of, supported_base
 from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
 from ascedfast.lockstep import WARM_UP, LockstepPlan
-from ascedfast.process import Coefficients
 from ascedfast.report import Report
 from ascedfast.rows import Row
 from ascedfast.schedule import Schedule
 
 logger = logging.getLogger("ascedfast")
+FROM_THE_FIRST = ("HeliosScheduler",)
+"""Whatever the timestep is, they begin at their first."""
+NEAREST = ("DDPMWuerstchenScheduler",)
+"""They take the timestep of theirs that lies nearest: pipelines round it."""
 OnX0 = Callable[[int, Any, Tensor], None]
 NAMED = ("model_output", "timestep", "sample")
-COUNT_BY_TIMESTEP = (DDIMScheduler, PNDMScheduler)
-"""They keep no index of the step."""
 
 
 class SchedulerRun:
@@ -106,7 +103,8 @@ class SchedulerRun:
         if self._coasts(scheduler, args, kwargs):
             out = stock(scheduler, *args, **kwargs)
             self._index += 1
-            self._engine.skip()
+            if self._kind.step_at(self._index) is not None:
+                self._engine.skip()
             return out
         call = dict(zip(_parameters(stock), args, strict=False)) | kwargs
         if not {"model_output", "timestep", "sample"} <= call.keys():
@@ -126,6 +124,8 @@ class SchedulerRun:
             index, kind = self._index_of(scheduler, timestep)
         except IndexError:  # not a timestep of this run
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
+        if kind is None and self._shape is not None and index >= len(self._kind.timesteps):
+            return stock(scheduler, *args, **kwargs)  # LTX's returns what it is given there, others raise
         if self._shape != x.shape or index != self._last_index + 1:
             self._kind = self._known.kind(scheduler, self._host) if kind is None else kind
             self._begin(scheduler, index, x, call.get("generator"))
@@ -139,17 +139,30 @@ class SchedulerRun:
                 self._engine.end_lockstep()
             self._x0, self._edited, self._index, self._fused = self.x0, self._fused.edited, self._last_index, None
         if self._edited is not None:
-            fill_history(scheduler, self._on_host(scheduler), index, m, x, self._as_latents(self._edited))
+            call, args, kwargs = self._repaired(scheduler, index, call, args, kwargs)
             self._edited = None
         out = stock(scheduler, *args, **kwargs)
         self._index = index
         self._watch(scheduler, call, out)
-        if self._engine.due:
+        if self._engine.due and self._kind.may_edit_before(index + 1):
             previous = out[0] if isinstance(out, tuple) else out.prev_sample
             self._edited = self._engine.correct_(self._layout.view(previous))
             if not self.on_x0 and self.config.record == "window":
                 self._x0 = None  # nothing is watched any more
         return out
+
+    def _repaired(
+        self, scheduler: Any, index: int, call: dict[str, Any], args: tuple, kwargs: dict
+    ) -> tuple[dict[str, Any], tuple, dict]:
+        """Make what is remembered fit the corrected state; the arguments of the coming step, by name and as given."""
+        mask, repair = self._as_latents(self._edited), self._kind.facts.repair
+        if repair == "argument":
+            call = fill_argument(call, self._kind.schedule.before[self._kind.step_at(index)], mask)
+            return call, (), call
+        if repair:
+            m, x = call["model_output"], call["sample"]
+            fill_history(scheduler, self._on_host(scheduler), index, m, x, mask)
+        return call, args, kwargs
 
     def _coasts(self, scheduler: Any, args: tuple, kwargs: dict) -> bool:
         """The stock's step, called the usual way, is the next one of a run under way, and nobody watches it."""
@@ -222,10 +235,10 @@ class SchedulerRun:
         kind, seen = self._kind, layout.layout_of(x, self.context, self.grid)
         engine, reason = Engine(self._observing_plan), why_left_alone(scheduler, index)
         seeds = self._row_seeds(x, generator)
-        engine.add_all(kind.schedule, self.config, seeds, first=index, left_alone=reason)
+        engine.add_all(kind.schedule, self.config, seeds, first=kind.step_from(index), left_alone=reason)
         self._reset()
         self._layout, self._engine, self._shape, self._x0 = seen, engine, x.shape, None
-        self._counted_by_timestep = kind.base in COUNT_BY_TIMESTEP
+        self._counted_by_timestep = kind.facts.counts == "timestep"
         if reason is not None:
             self._warn_once(f"this run is left alone: {reason}")
         if kind.nan is not None:
@@ -274,12 +287,16 @@ class SchedulerRun:
         return [(seed, 0) for seed in seeds] * (2 if doubled else 1)
 
     def _index_of(self, scheduler: Any, timestep: Any) -> tuple[int, Kind | None]:
-        """Index in the schedule of the step that is about to run; the kind of run where it had to be looked up."""
-        if supported_base(scheduler) not in COUNT_BY_TIMESTEP:
+        """Index of the call of ``step`` that is about to run; the kind of run where it had to be looked up."""
+        if facts_of(scheduler).counts == "index":
             if scheduler.step_index is not None:
                 return scheduler.step_index, None
-            if scheduler.begin_index is not None:
+            if getattr(scheduler, "begin_index", None) is not None:
                 return scheduler.begin_index, None
+            if supported_base(scheduler).__name__ in FROM_THE_FIRST:
+                return 0, None
+            if not hasattr(scheduler, "index_for_timestep"):
+                return self._found(scheduler, timestep)
             place = self._place_of(scheduler, timestep)
             if place is None:
                 return scheduler.index_for_timestep(timestep), None
@@ -289,16 +306,23 @@ class SchedulerRun:
                 place = host.index_for_timestep(host.timesteps[place])
             return place, kind
         following = self._last_index + 1
-        if self._shape is not None and following < scheduler.timesteps.shape[0]:
+        if self._shape is not None and following < len(self._kind.timesteps):
             if _on_accelerator(timestep):
                 return following, None  # reading the timestep back would stall the device
-            if isinstance(scheduler, PNDMScheduler) and int(timestep) == int(self._kind.timesteps[following]):
-                return following, None  # its second timestep comes twice
+            if float(_first(timestep)) == self._kind.timesteps[following]:
+                return following, None  # some come twice
+        return self._found(scheduler, timestep)
+
+    def _found(self, scheduler: Any, timestep: Any) -> tuple[int, Kind]:
+        """Index by the value of the timestep, where it comes first."""
         kind = self._known.kind(scheduler, self._host)
-        timesteps, place = kind.timesteps, self._place_of(scheduler, timestep)
-        value = int(timestep) if place is None else int(timesteps[place])
+        timesteps = kind.timesteps
+        place = None if kind.facts.calls is not None else self._place_of(scheduler, timestep)
+        value = float(_first(timestep)) if place is None else timesteps[place]
+        if kind.base.__name__ in NEAREST:
+            value = min(timesteps, key=lambda t: abs(t - value))
         if value not in timesteps:
-            raise ValueError(f"timestep {value} is not one of scheduler.timesteps {timesteps}")
+            raise ValueError(f"timestep {value:g} is not one of scheduler.timesteps {timesteps}")
         return timesteps.index(value), kind
 
     def _place_of(self, scheduler: Any, timestep: Any) -> int | None:
@@ -314,21 +338,23 @@ class SchedulerRun:
         return place if rest == 0 and 0 <= place < len(theirs) else None
 
     def _watch(self, scheduler: Any, call: dict[str, Any], out: Any) -> None:
+        step = self._kind.step_at(self._index)
+        if step is None:
+            return  # an evaluation within a step, or one that will be done over
         if not (self.on_x0 or self._engine.wants_step()):
             self._engine.skip()
             return
-        x, m, view = call["sample"], call["model_output"], self._layout.view
-        if _is_nonlinear(scheduler, call):
-            level = self._kind.schedule.before[self._index]
-            x0 = self._engine.observe(view(x), x0=view(_own_x0(scheduler, x, m, out, level)))
+        x, view, level = call["sample"], self._layout.view, self._kind.schedule.before[step]
+        own = own_x0(scheduler, self._kind.base, call, out, level)
+        if own is None:
+            x0 = self._engine.observe(view(x), view(prediction_of(call["model_output"], x)))
         else:
-            m = m[:, : x.shape[1]] if x.dim() != 3 else m  # learned variance doubles the channels
-            x0 = self._engine.observe(view(x), view(m))
+            x0 = self._engine.observe(view(x), x0=view(own))
         self._x0 = self._as_latents(x0)
         if self.on_x0:
             self.sample = out[0] if isinstance(out, tuple) else out.prev_sample
             try:
-                self.on_x0(self._index, call["timestep"], self._x0)
+                self.on_x0(step, call["timestep"], self._x0)
             finally:
                 self.sample = None
 
@@ -347,18 +373,6 @@ def _on_accelerator(timestep: Any) -> bool:
     return isinstance(timestep, Tensor) and not timestep.is_cpu
 
 
-def _is_nonlinear(scheduler: Any, call: dict[str, Any]) -> bool:
-    """The sampler's x0_hat is not a*x + b*m of what ``step`` was given."""
-    thresholds = scheduler.config.get("thresholding") and getattr(scheduler, "predict_x0", True)
-    return bool(thresholds) or (
-        call.get("s_churn", 0) > 0 and not isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
-    )
-
-
-def _own_x0(scheduler: Any, x: Tensor, m: Tensor, out: Any, level: Coefficients) -> Tensor:
-    """The scheduler's x0 of the step that it has just made from x and m, at ``level``, with the result ``out``."""
-    if isinstance(scheduler, DEISMultistepScheduler):  # remembers noise, from which x0 comes back inexactly
-        return scheduler._threshold_sample(level.a * x + level.b * m)
-    if hasattr(scheduler, "model_outputs"):
-        return scheduler.model_outputs[-1]
-    return out[1] if isinstance(out, tuple) else out.pred_original_sample
+def _first(timestep: Any) -> Any:
+    """One of a batch of equal timesteps."""
+    return timestep.flatten()[0] if isinstance(timestep, Tensor) and timestep.dim() else timestep
