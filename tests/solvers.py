@@ -15,7 +15,7 @@ from ascedfast.process import Coefficients, ve_eps, ve_v
 
 SCALED, V, FLOW, NO_CLIP = tiny.SCALED, tiny.V, tiny.FLOW, tiny.NO_CLIP
 SAMPLE, LEARNED = {"prediction_type": "sample"}, {"variance_type": "learned_range"}
-STAGES = {"stages": 1, "shift": 3.0}
+STAGES = {"stages": 1, "shift": 3.0, "time_shift_type": "linear"}
 SETTINGS = {
     "ddim-parallel": ("DDIMParallel", NO_CLIP),
     "ddim-parallel-clip": ("DDIMParallel", {}),
@@ -85,6 +85,7 @@ SETTINGS = {
     "helios-dmd": ("HeliosDMD", STAGES),
 }
 NEEDS_TORCHSDE = ("dpm-sde", "dpm-sde-v", "cosine-dpm2")
+WITH_A_KNOWN_PART = ("repaint", "repaint-eta")
 INVERSE = ("ddim-inverse", "dpm-inverse")
 PARAMETERS = [
     pytest.param(name, marks=pytest.mark.skipif(not is_torchsde_available(), reason="needs torchsde"))

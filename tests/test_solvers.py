@@ -2,6 +2,7 @@
 """The schedulers beside the first ten: stock's bits where nothing is found, the mask alone where something is."""
 
 import copy
+import functools
 import inspect
 import json
 import pickle
@@ -108,10 +109,15 @@ def call_before_which(scheduler, t_c):
     return begins[t_c] if facts_of(scheduler).inner else begins[t_c - 1] + 1
 
 
-@pytest.mark.parametrize("name", CORRECTED)
-def test_a_steady_run_is_clean_with_the_defaults(name):
+@pytest.mark.parametrize("name", [p for p in CORRECTED if p not in solvers.WITH_A_KNOWN_PART])
+def test_the_solvers_noise_is_not_found(name):
+    """x0_hat of a stochastic run moves because noise is added, everywhere alike: the median and the MAD of each step
+    rise with it, and smoothing and the area rule leave nothing of what is above them. From 64x64 on."""
+    shape = (ROWS, 3, 2, 64, 64) if name == "helios-dmd" else (ROWS, 3, 64, 64)
     scheduler, handle = enabled(name)
-    assert_same(run(scheduler, name, unsteady=False), run(solvers.make(name), name, unsteady=False))
+    torch.manual_seed(3)
+    states = solvers.sample(scheduler, tiny.randn(*shape, seed=4), solvers.gaussian(), generator=tiny.generator(9))
+    assert states[-1].isfinite().all()
     assert handle.report.severity == [0.0] * ROWS
 
 
@@ -137,7 +143,8 @@ def test_inverse_schedulers_are_observed_only(name, asced_warnings):
 def test_x0_is_the_schedulers_own(name):
     """Within 4*eps*(|a*x| + |b*m|) of what the stock scheduler makes of the same inputs, where it tells."""
     seen, owns, inputs = [], [], []
-    scheduler, handle = enabled(name, on_x0=lambda step, t, x0: seen.append((step, t, x0.clone())))
+    watching = AscedConfig(correct=False)
+    scheduler, handle = enabled(name, watching, on_x0=lambda step, t, x0: seen.append((step, t, x0.clone())))
     twin = solvers.make(name)
     step = twin.step
 
@@ -193,6 +200,8 @@ def own_x0(twin, out):
 def test_copies_work_and_are_separate(name, how):
     scheduler, _ = enabled(name)
     expected = run(scheduler, name)
+    if how == "pickle" and name in solvers.NEEDS_TORCHSDE:
+        solvers.set_steps(scheduler)  # in the middle of a run the stock's own tree of noise does not pickle
     other = COPIES[how](scheduler)
     tell_frames(other, name)
     assert is_asced_enabled(other)
@@ -224,15 +233,16 @@ def test_signatures_and_returns_are_the_stocks(name):
     assert isinstance(scheduler, type(stock))
     kinds = [[], []]
     for found, one in zip(kinds, (stock, scheduler), strict=True):
-        step = one.step
+        step = type(one).step
 
+        @functools.wraps(step)
         def look(*args, step=step, found=found, **kwargs):
             out = step(*args, **kwargs)
             found.append((type(out), len(out), [type(part) for part in out]))
             return out
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(one, "step", look)
+            patch.setattr(type(one), "step", look)
             run(one, name)
     assert kinds[0] == kinds[1]
 
