@@ -2,42 +2,63 @@
 """What cannot work with diffusers is refused before the first step; nothing has changed, and a good run follows."""
 
 import copy
+import re
 
 import diffusers
 import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    AmusedScheduler,
+    ConfigMixin,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerDiscreteScheduler,
+    RFD4ProteinaScheduler,
+    SchedulerMixin,
+    VQDiffusionScheduler,
+)
 
 from ascedfast import AscedConfig, asced, enable_asced, is_asced_enabled
+from ascedfast.adapters.support import REFUSED, SUPPORT
 
 GRID = (32, 24)
 X = torch.zeros(2, 3, 12, 10)
-
-UNSUPPORTED = [
-    "DDPMScheduler",
-    "EDMDPMSolverMultistepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "LCMScheduler",
-    "KDPM2DiscreteScheduler",
-    "DDIMParallelScheduler",
-    "DDIMInverseScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "DPMSolverSinglestepScheduler",
-    "TCDScheduler",
-    "EDMEulerScheduler",
-]
+MAKE = {
+    "AmusedScheduler": lambda: AmusedScheduler(mask_token_id=1),
+    "RFD4ProteinaScheduler": lambda: RFD4ProteinaScheduler("log", "tan", 1.0, 1.0),
+    "VQDiffusionScheduler": lambda: VQDiffusionScheduler(num_vec_classes=4),
+}
 
 
-@pytest.mark.parametrize("name", UNSUPPORTED)
-def test_unsupported_schedulers_are_named_with_the_supported_ones(name):
-    scheduler = getattr(diffusers, name)()
+@pytest.mark.parametrize("name", REFUSED)
+def test_unsupported_schedulers_are_refused_with_their_reason(name):
+    scheduler = MAKE.get(name, lambda: getattr(diffusers.schedulers, name)())()
     kept = type(scheduler), dict(scheduler.__dict__)
-    with pytest.raises(ValueError, match=f"{name} is not supported.*DDIMScheduler.*DPMSolverMultistepScheduler"):
+    with pytest.raises(ValueError, match=f"{name} is not supported: {re.escape(REFUSED[name])}"):
         enable_asced(scheduler)
     assert (type(scheduler), scheduler.__dict__) == kept
+
+
+def test_every_scheduler_of_diffusers_is_supported_or_refused():
+    """The names that diffusers exports, with or without the packages that some need."""
+    names = {name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")}
+    names |= {"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler", "LMSDiscreteScheduler"}
+    assert names == set(SUPPORT) | set(REFUSED)
+    assert not set(SUPPORT) & set(REFUSED)
+    assert (len(SUPPORT), len(REFUSED)) == (40, 11)
+
+
+def test_a_scheduler_that_nobody_knows_is_refused_with_the_names_of_those_supported():
+    class Other(SchedulerMixin, ConfigMixin):
+        def step(self):
+            pass
+
+    with pytest.raises(ValueError, match=r"Other is not supported.*DDIMScheduler.*DPMSolverMultistepScheduler"):
+        enable_asced(Other())
 
 
 def test_a_subclass_with_its_own_step_is_refused():
@@ -54,13 +75,19 @@ def test_a_subclass_with_its_own_step_is_refused():
     "make",
     [
         lambda: DDIMScheduler(rescale_betas_zero_snr=True),
+        lambda: DDPMScheduler(rescale_betas_zero_snr=True),
         lambda: tiny.quietly(
             lambda: DPMSolverMultistepScheduler(
                 algorithm_type="dpmsolver", thresholding=True, final_sigmas_type="sigma_min"
             )
         ),
+        lambda: tiny.quietly(
+            lambda: DPMSolverSinglestepScheduler(
+                algorithm_type="dpmsolver", thresholding=True, final_sigmas_type="sigma_min"
+            )
+        ),
     ],
-    ids=["eps at zero snr", "thresholding of dpmsolver"],
+    ids=["eps at zero snr", "ddpm at zero snr", "thresholding of dpmsolver", "thresholding of singlestep"],
 )
 def test_configurations_that_cannot_work(make):
     scheduler = make()

@@ -119,14 +119,14 @@ def enable_asced(
     """Watch every run of a pipeline, or of a scheduler, and repair it at T_c.
 
     Args:
-        pipe_or_scheduler: a pipeline, or a DDIM, Euler, FlowMatchEuler, DPMSolverMultistep, UniPC, DEIS, LMS, PNDM
-            (with skip_prk_steps=True), IPNDM or SASolver scheduler.
+        pipe_or_scheduler: a pipeline, or a scheduler of ``adapters.support.SUPPORT`` (docs/schedulers.md).
         config: default ``AscedConfig.fast()``.
         seeds: one 64-bit seed a sample of the batch, for the noise of the correction; an int for all images of one
             request. Default: the seeds of the generators that the pipeline was called with, else a fresh one, stated
             in the report. The generators themselves are never drawn from.
         grid: (height, width) in locations of packed latents [B, S, C], where the pipeline cannot tell.
-        on_x0: called as on_x0(step, timestep, x0_hat) at every step; x0_hat in the sampler's layout, fp32.
+        on_x0: called as on_x0(step, timestep, x0_hat) where a step of the solver begins: at every call of ``step``, but
+            for solvers that make two or three calls a step; x0_hat in the sampler's layout, fp32.
     Returns: a handle with the report. Mutates: the object's class, until ``disable_asced``.
     Raises: TypeError for an object without a scheduler or a wrong config; ValueError for an unsupported scheduler or
         one that is enabled already; BackendError for a backend that cannot serve a run. Then nothing is changed.
