@@ -113,17 +113,18 @@ def set_steps(scheduler, steps=25):
 
 def levels_at(scheduler):
     """The level at which each call evaluates the model: the middle of a step too."""
-    schedule, begins = schedule_of(scheduler), begins_of(scheduler)
+    schedule = schedule_of(scheduler)
+    begins, calls = begins_of(scheduler, schedule), calls_of(scheduler, schedule)
     name = supported_base(scheduler).__name__
     if name == "RePaintScheduler":
-        by_time = dict(zip([calls_of(scheduler)[call] for call in begins], schedule.before, strict=True))
-        return [by_time[t] for t in calls_of(scheduler)]
+        by_time = dict(zip([calls[call] for call in begins], schedule.before, strict=True))
+        return [by_time[t] for t in calls]
     if not facts_of(scheduler).inner:
         return list(schedule.before)
     levels = dict(zip(begins, schedule.before, strict=True))
     sigmas = scheduler.sigmas.double().tolist()
     v = scheduler.config.get("prediction_type") == "v_prediction"
-    for call in range(len(calls_of(scheduler))):
+    for call in range(len(calls)):
         if call in levels:
             continue
         if name == "FlowMatchHeunDiscreteScheduler":
@@ -157,7 +158,8 @@ def sample(scheduler, x, predict, *, steps=25, dtype=torch.float32, generator=No
     counts the steps of the solver. options: for ``step``. edit: as for ``tiny.sample``."""
     set_steps(scheduler, steps)
     name = supported_base(scheduler).__name__
-    levels, begins, calls = levels_at(scheduler), begins_of(scheduler), calls_of(scheduler)
+    levels, schedule = levels_at(scheduler), schedule_of(scheduler)
+    begins, calls = begins_of(scheduler, schedule), calls_of(scheduler, schedule)
     timesteps = scheduler.timesteps if name != "RePaintScheduler" else torch.tensor(calls)
     takes = inspect.signature(type(scheduler).step).parameters
     given = dict(options)

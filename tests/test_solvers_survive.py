@@ -54,7 +54,7 @@ def sample(name, monkeypatch, *, edit=False, repair=True, dtype=torch.float32):
         x = tiny.randn(2, 3, 16, 12, seed=1)
         states = solvers.sample(scheduler, x, solvers.gaussian(MEAN), generator=tiny.generator(3), dtype=dtype)
     assert bool(injected) == edit
-    begins = begins_of(scheduler)
+    begins = begins_of(scheduler, schedule_of(scheduler))
     at = begins[AT + 1] if facts_of(scheduler).inner else begins[AT] + 1
     return states, at, schedule
 

@@ -41,7 +41,7 @@ class Kind:
     def __init__(self, host: SchedulerMixin) -> None:
         self.schedule = schedule_of(host)
         self.base, self.facts = supported_base(host), facts_of(host)
-        self.timesteps, self.begins = calls_of(host), begins_of(host)
+        self.timesteps, self.begins = calls_of(host, self.schedule), begins_of(host, self.schedule)
         self._steps = {call: step for step, call in enumerate(self.begins)}
         self.nan = nan_warning(host)
         config = host.config

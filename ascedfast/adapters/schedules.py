@@ -110,20 +110,20 @@ def schedule_of(scheduler: SchedulerMixin) -> Schedule:
     return facts_of(scheduler).levels(scheduler)
 
 
-def calls_of(scheduler: SchedulerMixin) -> list[float]:
-    """Timesteps at which ``step`` is called in the run that ``scheduler`` is set to."""
+def calls_of(scheduler: SchedulerMixin, schedule: Schedule) -> list[float]:
+    """Timesteps at which ``step`` is called in the run that ``scheduler`` is set to, whose levels are ``schedule``."""
     facts = facts_of(scheduler)
     if facts.calls is not None:
         return facts.calls(scheduler)
     timesteps = scheduler.timesteps.tolist()
     # Some count the level at which the run ends among the timesteps.
-    return timesteps if facts.begins is not None else timesteps[: len(facts.levels(scheduler))]
+    return timesteps[: len(schedule)] if facts.begins is None else timesteps
 
 
-def begins_of(scheduler: SchedulerMixin) -> list[int]:
-    """Of those calls, the ones that begin a step of the solver, as the ``Schedule`` counts steps."""
+def begins_of(scheduler: SchedulerMixin, schedule: Schedule) -> list[int]:
+    """Of those calls, the ones that begin a step of the solver, as ``schedule`` counts steps."""
     facts = facts_of(scheduler)
-    return list(range(len(calls_of(scheduler)))) if facts.begins is None else facts.begins(scheduler)
+    return list(range(len(schedule))) if facts.begins is None else facts.begins(scheduler)
 
 
 def _is_set(scheduler: SchedulerMixin) -> bool:
