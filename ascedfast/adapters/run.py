@@ -20,6 +20,7 @@ from ascedfast.adapters.known_runs import Kind, KnownRuns
 from ascedfast.adapters.own_x0 import own_x0, prediction_of
 from ascedfast.adapters.schedules import why_left_alone
 from ascedfast.adapters.support import facts_of, supported_base
+from ascedfast.adapters.targets import strays
 from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
 from ascedfast.lockstep import WARM_UP, LockstepPlan
@@ -138,6 +139,11 @@ class SchedulerRun:
             if isinstance(self._fused, LinearSteps):  # not begun yet: what it launches is no observing step
                 self._engine.end_lockstep()
             self._x0, self._edited, self._index, self._fused = self.x0, self._fused.edited, self._last_index, None
+        stray = strays(self._kind, index, call)
+        if stray is not None and self._engine.wants_step():
+            self._warn_once(f"this run is left alone: {stray}")
+            for row in self._engine.rows:
+                self._engine.set_enabled(row, False)
         if self._edited is not None:
             call, args, kwargs = self._repaired(scheduler, index, call, args, kwargs)
             self._edited = None
@@ -299,7 +305,10 @@ class SchedulerRun:
                 return self._found(scheduler, timestep)
             place = self._place_of(scheduler, timestep)
             if place is None:
-                return scheduler.index_for_timestep(timestep), None
+                found = scheduler.index_for_timestep(timestep)
+                if found is None:  # FlowMapEuler steps between any two levels
+                    raise ValueError(f"timestep {float(_first(timestep)):g} is not one of scheduler.timesteps")
+                return found, None
             kind = self._known.kind(scheduler, self._host)
             if kind.timesteps.count(kind.timesteps[place]) > 1:  # stock takes the second one of equal timesteps
                 host = self._on_host(scheduler)()

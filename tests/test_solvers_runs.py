@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: MIT
+"""Runs of the schedulers beside the first ten that are out of the ordinary: in a pipeline, begun late, broken off,
+grown under way, or off their schedule."""
+
+import diffusers
+import pytest
+import solvers
+import tiny
+import torch
+from row_loop import bits
+from test_solvers import GRID, NOTHING, ROWS, assert_same, enabled, noise, run
+
+from ascedfast import AscedConfig, asced, enable_asced
+from ascedfast.adapters.schedules import begins_of, schedule_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:Should have:UserWarning")
+
+
+IN_A_PIPELINE = ["ddpm-v", "euler-a", "heun", "kdpm2", "dpm-single2", "lcm", "tcd", "ddim-parallel"]
+
+
+@pytest.mark.parametrize("name", IN_A_PIPELINE)
+def test_in_stable_diffusion(name):
+    pipe, kwargs = tiny.sd15(solvers.make(name))
+    stock = tiny.run(pipe, kwargs)
+    with asced(pipe, NOTHING) as handle:
+        assert torch.equal(tiny.run(pipe, kwargs), stock)
+        assert handle.report[0].status == "clean"
+    with asced(pipe, AscedConfig(mad_scale=1.0, min_area=20)) as handle:
+        corrected = tiny.run(pipe, kwargs)
+        assert handle.report[0].status == "corrected"
+        assert corrected.isfinite().all()
+        assert not torch.equal(corrected, stock)
+
+
+def begin_at(scheduler, first, x):
+    """A loop from a call on, as image-to-image pipelines have it."""
+    solvers.set_steps(scheduler)
+    scheduler.set_begin_index(first)
+    levels, begins = solvers.levels_at(scheduler), begins_of(scheduler, schedule_of(scheduler))
+    predict, states = solvers.jumping(tiny.spot(GRID, ROWS)), []
+    for call in range(first, len(levels)):
+        step = sum(begin <= call for begin in begins)
+        m = solvers.output_of(levels[call], x, predict(step, levels[call], x))
+        x = scheduler.step(m, scheduler.timesteps[call], x, return_dict=False)[0]
+        states.append(x.clone())
+    return states
+
+
+@pytest.mark.parametrize("name", ["heun", "kdpm2", "flow-heun", "dpm-single2"])
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_run_may_begin_where_a_step_of_the_solver_does(name, first, asced_warnings):
+    scheduler, handle = enabled(name)
+    states = begin_at(scheduler, first, noise(name) * 5)
+    stock = begin_at(solvers.make(name), first, noise(name) * 5)
+    row = handle.report[0]
+    assert row.executed == row.steps
+    if first % 2:
+        assert_same(states, stock)
+        assert "in the middle of a step" in row.reason
+        assert len(asced_warnings()) == 1
+        return
+    assert row.status == "corrected"
+    outside = ~handle.report.masks_grown.expand_as(states[0])
+    assert all(torch.equal(bits(one)[outside], bits(other)[outside]) for one, other in zip(states, stock, strict=True))
+    assert torch.equal(states[2 * row.plan.t_c - 2], stock[2 * row.plan.t_c - 2])  # between two evaluations
+    assert not torch.equal(states[2 * row.plan.t_c - 1], stock[2 * row.plan.t_c - 1])
+
+
+@pytest.mark.parametrize("name", ["heun", "ddpm", "cosine-dpm2", "repaint", "edm-dpm2"])
+def test_a_run_that_broke_off_is_followed_by_a_whole_one(name):
+    if name in solvers.NEEDS_TORCHSDE:
+        pytest.importorskip("torchsde")
+    scheduler, handle = enabled(name)
+    whole = run(scheduler, name)
+
+    def stop(call, m):
+        if call == 9:
+            raise InterruptedError
+        return m
+
+    with pytest.raises(InterruptedError):
+        run(scheduler, name, edit=stop)
+    assert_same(run(scheduler, name), whole)
+    assert {row.status for row in handle.report} == {"corrected"}
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "aside"), [("unclip", "prev_timestep", None), ("flow-map", "r_timestep", 1.0)]
+)
+def test_a_step_to_another_level_leaves_the_run_alone(name, argument, aside, asced_warnings):
+    ran = []
+    for watched in (False, True):
+        scheduler = solvers.set_steps(solvers.make(name))
+        handle = enable_asced(scheduler, seeds=[1]) if watched else None
+        x, states, generator = tiny.randn(1, 3, *GRID), [], tiny.generator()
+        given = {"generator": generator} if name == "unclip" else {}
+        for t in scheduler.timesteps:
+            target = None if aside is None else float(t) - aside
+            x = scheduler.step(0.1 * x, t, x, return_dict=False, **{argument: target}, **given)[0]
+            states.append(x.clone())
+        ran.append(states)
+    assert_same(*ran)
+    assert handle.report.masks is None or not handle.report.masks.any()
+    assert f"pass {argument}=" in asced_warnings()[0]
+    assert len(asced_warnings()) == 1
+
+
+def test_a_timestep_between_those_of_a_flow_map_is_refused():
+    scheduler, _ = enabled("flow-map")
+    solvers.set_steps(scheduler)
+    with pytest.raises(ValueError, match=r"not one of scheduler\.timesteps"):
+        scheduler.step(noise("flow-map"), 123.4, noise("flow-map"), r_timestep=100.0)
+
+
+def test_latents_that_grow_under_way_are_left_alone(asced_warnings):
+    x, run_of = tiny.randn(1, 3, 16, 16), []
+    for watched in (False, True):
+        scheduler = solvers.make("flow-lcm")
+        scheduler.set_scale_factors([1.0] * 10 + [2.0] * 14, "nearest")
+        if watched:
+            handle = enable_asced(scheduler, seeds=[1])
+        scheduler.set_timesteps(25)
+        state, states = x, []
+        generator = tiny.generator(1)
+        for t in scheduler.timesteps:
+            state = scheduler.step(0.1 * state, t, state, generator=generator, return_dict=False)[0]
+            states.append(state)
+        run_of.append(states)
+    assert_same(*run_of)
+    assert states[-1].shape == (1, 3, 32, 32)
+    assert handle.report.severity == ["unavailable"]
+    assert "changes the size" in asced_warnings()[0]
+
+
+def test_the_extra_step_of_ltx_gives_its_state_back():
+    scheduler, handle = enabled("ltx-euler-a", AscedConfig(record="run"))
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 0, 26).tolist())
+    assert len(scheduler.timesteps) == 26
+    x = noise("ltx-euler-a")
+    for t in scheduler.timesteps:
+        before, x = x, scheduler.step(x * 0.1, t, x, generator=tiny.generator(), return_dict=False)[0]
+    assert x is before
+    assert handle.report[0].executed == 25
+
+
+def test_stages_of_helios_are_left_alone(asced_warnings):
+    ran = []
+    for watched in (False, True):
+        scheduler = diffusers.HeliosScheduler()
+        handle = enable_asced(scheduler, seeds=[1]) if watched else None
+        scheduler.set_timesteps(12, stage_index=0)
+        states, x = [], tiny.randn(1, 3, 16, 16)
+        for t in scheduler.timesteps:
+            x = scheduler.step(0.1 * x, t, x, return_dict=False)[0]
+            states.append(x.clone())
+        ran.append(states)
+    assert_same(*ran)
+    assert handle.report.severity == ["unavailable"]
+    assert "stages=1" in asced_warnings()[0]
