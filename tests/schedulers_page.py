@@ -52,11 +52,13 @@ What the columns leave open:
 - **Steps of several calls** (Heun, KDPM2, DPMSolverSDE, FlowMatchHeun; DPMSolverSinglestep of order 2 and 3). A step is
   the whole step of the solver, and so `t_c` and the report count. x0_hat is read where a step begins; a correction
   waits for its end, since what is written between two evaluations is thrown away.
+- **PNDM** needs `skip_prk_steps=True`, and runs from the first timestep on.
 - **RePaint**: the last pass over each timestep is watched; what is done over before is not. The known part of the image
   is another distribution than the rest and may be flagged; what is put there is overwritten by the next step.
 - **LCM, TCD with noise, SCM, consistency models, FlowMatchLCM, HeliosDMD** draw their state anew from the prediction at
   every step: what was injected goes on only through the next prediction. With their usual one to four steps fewer than
-  three predictions precede T_c: severity is "unavailable", and the bits are the stock's.
+  three predictions precede T_c: severity is "unavailable", and the bits are the stock's. LCM's x0_hat is the prediction
+  before it is blended with the state.
 - **Inverse schedulers** are observed (`on_x0`, `record="run"`), never corrected; severity is "unavailable".
 - **FlowMapEuler**'s model gives a mean velocity; x - s*m is where it leads if it stayed the same. `r_timestep` must be
   the next level, as by default. **UnCLIP** must be told `prev_timestep`, as its pipelines do.

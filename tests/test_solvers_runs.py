@@ -33,6 +33,54 @@ def test_in_stable_diffusion(name):
         assert not torch.equal(corrected, stock)
 
 
+OPTIONS = {
+    "ddim-parallel": {"eta": 0.7},
+    "tcd": {"eta": 0.0},
+    "edm-euler": {"s_churn": 2.0},
+    "flow-heun": {"s_churn": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_arguments_of_step(name):
+    generators = tiny.generator(9), tiny.generator(9)
+    stock = run(solvers.make(name), name, generator=generators[0], **OPTIONS[name])
+    scheduler, handle = enabled(name)
+    watched = run(scheduler, name, generator=generators[1], **OPTIONS[name])
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+    assert [row.status for row in handle.report] == ["corrected"] * ROWS
+    outside = ~handle.report.masks_grown.expand_as(stock[0])
+    assert all(torch.equal(bits(one)[outside], bits(other)[outside]) for one, other in zip(watched, stock, strict=True))
+    assert not torch.equal(watched[-1], stock[-1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"s_churn": 3.0}, {"pred_original_sample": torch.ones(ROWS, 3, *GRID)}],
+    ids=lambda given: next(iter(given)),
+)
+def test_x0_of_edm_euler_is_what_it_returns(options):
+    scheduler, handle = enabled("edm-euler", AscedConfig(record="run"))
+    solvers.set_steps(scheduler)
+    x, t = noise("edm-euler") * 80, scheduler.timesteps[0]
+    scheduler.scale_model_input(x, t)
+    out = scheduler.step(noise("edm-euler", seed=5), t, x, generator=tiny.generator(), **options)
+    assert torch.equal(handle.x0, out.pred_original_sample)
+
+
+@pytest.mark.parametrize("name", ["ddpm-learned", "unclip-learned"])
+def test_learned_variance_is_left_out(name):
+    seen = []
+    scheduler, _ = enabled(name, AscedConfig(correct=False), on_x0=lambda step, t, x0: seen.append(x0.clone()))
+    run(scheduler, name, edit=lambda call, m: torch.cat([m[:, :3], torch.full_like(m[:, 3:], 0.5)], 1))
+    assert seen[0].shape == (ROWS, 3, *GRID)
+    plain = []
+    scheduler, _ = enabled("ddpm", AscedConfig(correct=False), on_x0=lambda step, t, x0: plain.append(x0.clone()))
+    run(scheduler, "ddpm")
+    if name == "ddpm-learned":
+        assert torch.equal(seen[0], plain[0])
+
+
 def begin_at(scheduler, first, x):
     """A loop from a call on, as image-to-image pipelines have it."""
     solvers.set_steps(scheduler)

@@ -96,7 +96,10 @@ def why_left_alone(scheduler: SchedulerMixin, first: int) -> str | None:
     if name in ("HeliosScheduler", "HeliosDMDScheduler") and scheduler.config.stages > 1:
         return f"{name} with stages: the levels of one stage are not those of the clean video; use stages=1"
     if facts.inner and first not in facts.begins(scheduler):
-        return f"{name} begins in the middle of a step of its solver: begin at an evaluation that starts one"
+        return (
+            f"{name} begins in the middle of a step of its solver: begin at a call that starts one (another strength, "
+            "or number of steps)"
+        )
     return None
 
 
