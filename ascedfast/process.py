@@ -59,12 +59,6 @@ def inverted_flow(s: float) -> Coefficients:
     return Coefficients(1.0, 1 - s, s, 1 - s)
 
 
-def flow_to_data(s: float) -> Coefficients:
-    """Rectified flow, x = (1-s)*x0 + s*e, with a velocity that points to the data, m = x0 - e (MiniMaxH3), s in
-    [0, 1]."""
-    return Coefficients(1.0, s, 1 - s, s)
-
-
 def ve_eps(s: float) -> Coefficients:
     """Variance-exploding process, x = x0 + s*e, m = e; s is sigma in units of the data (arXiv 2206.00364)."""
     return Coefficients(1.0, -s, 1.0, s)

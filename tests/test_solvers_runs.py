@@ -2,6 +2,8 @@
 """Runs of the schedulers beside the first ten that are out of the ordinary: in a pipeline, begun late, broken off,
 grown under way, or off their schedule."""
 
+import copy
+
 import diffusers
 import pytest
 import solvers
@@ -10,7 +12,7 @@ import torch
 from row_loop import bits
 from test_solvers import GRID, NOTHING, ROWS, assert_same, enabled, noise, run
 
-from ascedfast import AscedConfig, asced, enable_asced
+from ascedfast import AscedConfig, asced, enable_asced, is_asced_enabled
 from ascedfast.adapters.schedules import begins_of, schedule_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have:UserWarning")
@@ -159,6 +161,22 @@ def test_a_timestep_between_those_of_a_flow_map_is_refused():
     solvers.set_steps(scheduler)
     with pytest.raises(ValueError, match=r"not one of scheduler\.timesteps"):
         scheduler.step(noise("flow-map"), 123.4, noise("flow-map"), r_timestep=100.0)
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm-single2", "repaint", "edm-dpm2", "helios-unipc"])
+def test_a_copy_in_the_middle_of_a_run_starts_afresh(name):
+    """Between two evaluations of a step, too; the original goes on as if there were no copy."""
+    scheduler, _ = enabled(name)
+    whole, copies = run(scheduler, name), []
+
+    def look(call, m):
+        if call == 9:
+            copies.append(copy.deepcopy(scheduler))
+        return m
+
+    assert_same(run(scheduler, name, edit=look), whole)
+    assert is_asced_enabled(copies[0])
+    assert_same(run(copies[0], name), whole)
 
 
 def test_latents_that_grow_under_way_are_left_alone(asced_warnings):

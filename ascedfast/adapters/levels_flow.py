@@ -25,8 +25,8 @@ def flow(scheduler: SchedulerMixin) -> Schedule:
 
 
 def flow_to_data(scheduler: SchedulerMixin) -> Schedule:
-    """MiniMaxH3."""
-    return _in_a_row(scheduler, process.flow_to_data)
+    """MiniMaxH3: the velocity points to the data, m = x0 - e."""
+    return _in_a_row(scheduler, lambda s: process.interpolant(1 - s, s, 1.0, -1.0))
 
 
 def flow_heun(scheduler: SchedulerMixin) -> Schedule:
