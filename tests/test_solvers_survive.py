@@ -23,7 +23,8 @@ NAMES = [p for p in NAMES if not str(p).endswith("-threshold")]
 EXACT = ["ddim-parallel", "ddim-cogvideox", "ddim-cogvideox-v", "edm-euler", "edm-euler-v", "flow-map", "minimax"]
 EXACT += ["ltx-euler-a-ode", "heun", "heun-v-karras", "kdpm2", "kdpm2-v", "flow-heun", "dpm-single1", "dpm-single2"]
 EXACT += ["dpm-single2-v", "dpm-single3-flow", "edm-dpm2", "edm-dpm3-v", "helios-unipc", "helios-euler"]
-REMEMBER = ["edm-dpm2", "edm-dpm3-v", "helios-unipc", "dpm-cogvideox", "dpm-cogvideox-v"]
+REMEMBER = ["edm-dpm2", "edm-dpm3-v", "edm-dpm2-sde", "helios-unipc", "dpm-cogvideox", "dpm-cogvideox-v"]
+REMEMBER += [p for p in solvers.PARAMETERS if "cosine-dpm2" in str(p)]
 FORGET = ("lcm", "scm", "cm", "flow-lcm")
 """Their state is a prediction with fresh noise: of what was injected only the prediction made from it goes on."""
 
