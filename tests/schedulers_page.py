@@ -40,10 +40,10 @@ TEXT = """# Schedulers of diffusers 0.42
 
 Of {names} names {supported} are watched, {refused} are refused. Every case of the last column is a test: bit-identical
 with ASCED off, and on with nothing found; a planted region is found and only its mask changes at T_c, and to the end
-with a denoiser that works location by location; x0_hat is the scheduler's own within `4*eps*(|a*x| + |b*m|)` where it
-tells one; copies, pickles and saved files work; the caller's generator, the signature and the return value of `step`
-stay as they are. Cases that end in "-threshold" keep the rest of the sample at T_c only: a dynamic threshold depends on
-all of it. DPMSolverSDE and CosineDPMSolverMultistep need `torchsde`.
+with a denoiser that works location by location (the inverse ones are never corrected); x0_hat is the scheduler's own
+within `4*eps*(|a*x| + |b*m|)` where it tells one; the caller's generator, the signature and the return value of `step`
+stay as they are; copies, pickles and saved files work. Cases that end in "-threshold" keep the rest of the sample at
+T_c only: a dynamic threshold depends on all of it. DPMSolverSDE and CosineDPMSolverMultistep need `torchsde`.
 
 {table}
 

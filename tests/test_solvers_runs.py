@@ -210,6 +210,19 @@ def test_the_extra_step_of_ltx_gives_its_state_back():
     assert handle.report[0].executed == 25
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_helios_of_order_3_is_nan_in_stock(order, asced_warnings):
+    ran = []
+    for watched in (False, True):
+        scheduler = diffusers.HeliosScheduler(**solvers.STAGES, solver_order=order)
+        if watched:
+            enable_asced(scheduler, NOTHING, seeds=[5, 6])
+        ran.append(run(scheduler, "helios-unipc"))
+    assert_same(*ran)
+    assert ran[0][-1].isnan().any() == (order == 3)
+    assert [("order 3" in text) for text in asced_warnings()] == [True] * (order == 3)
+
+
 def test_stages_of_helios_are_left_alone(asced_warnings):
     ran = []
     for watched in (False, True):

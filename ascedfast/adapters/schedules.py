@@ -62,6 +62,9 @@ def nan_warning(scheduler: SchedulerMixin) -> str | None:
     Args: scheduler: set to the run, its levels on the host (see ``host_copy``).
     """
     name, config = supported_base(scheduler).__name__, scheduler.config
+    helios = name == "HeliosScheduler" and config.scheduler_type == "unipc" and config.solver_order > 2
+    if helios and config.use_flow_sigmas and scheduler.sigmas[0] == 1:
+        return "HeliosScheduler of order 3 gives NaN from its third step on, since it starts at a sigma of 1: use 2"
     solvers = ("UniPCMultistepScheduler", "DEISMultistepScheduler", "SASolverScheduler")
     if name not in solvers or scheduler.sigmas[-1] != 0:
         return None
