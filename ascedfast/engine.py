@@ -24,7 +24,15 @@ from ascedfast import _backend
 from ascedfast.config import AscedConfig
 from ascedfast.dlpack import as_tensor
 from ascedfast.lockstep import WITHOUT_GRADIENTS, Lockstep, LockstepPlan, WindowRefusedError, agree
-from ascedfast.mixed_rows import detect_rows, dynamics_of, groups_of, renoise_rows_, signal_of, work_dtype
+from ascedfast.mixed_rows import (
+    check_batch,
+    detect_rows,
+    dynamics_of,
+    groups_of,
+    previous_of,
+    renoise_rows_,
+    signal_of,
+)
 from ascedfast.noise import seed_to_int64
 from ascedfast.report import Report, RowReport
 from ascedfast.rows import Row
@@ -159,6 +167,13 @@ class Engine:
             return self._lockstep.due
         return any(row.due for row in self._rows.values())
 
+    @property
+    def is_done(self) -> bool:
+        """Whether every row that is watched at all has had its T_c."""
+        self._settle()
+        watched = [row for row in self._rows.values() if row.enabled and row.plan.reason is None]
+        return bool(watched) and all(row.detection is not None for row in watched)
+
     def skip(self, rows: Sequence[int] | None = None) -> None:
         """Count a step that nobody watches."""
         if rows is None and self._lockstep is not None:
@@ -197,13 +212,13 @@ class Engine:
         batch = self._select(rows)
         if (m is None) == (x0 is None):
             raise TypeError("observe takes either the model output m or x0")
-        self._check_batch(x, batch)
+        check_batch(x, batch)
         given = m if x0 is None else x0
         if given.shape != x.shape:
             raise ValueError(f"the model output must have x's shape {tuple(x.shape)}, got {tuple(given.shape)}")
         if any(row.first + row.step >= len(row.schedule) for row in batch):
             raise ValueError("a row has executed every step of its schedule; begin a new run")
-        previous = self._previous(batch, x)
+        previous = previous_of(batch, x, self._last)
         a, b = self._coefficients(batch, x.device)
         if x0 is not None:
             a, b, m = torch.zeros_like(a), torch.ones_like(b), x0
@@ -237,7 +252,7 @@ class Engine:
     def _correct_rows_(self, x: Tensor, rows: Sequence[int] | None) -> Tensor | None:
         self.end_lockstep()
         batch = self._select(rows)
-        self._check_batch(x, batch)
+        check_batch(x, batch)
         if x.requires_grad and any(row.due and row.config.correct for row in batch):
             raise ValueError(WITHOUT_GRADIENTS)
         for row in batch:
@@ -312,7 +327,7 @@ class Engine:
         rows = list(self._rows.values())
         if not agree(rows):
             return None
-        self._check_batch(x, rows)
+        check_batch(x, rows)
         if m.shape != x.shape or not m.is_floating_point() or m.dtype == torch.float64:
             return None
         return self.lockstep(x, lambda rows: self._make_plan(rows, x, m))
@@ -334,29 +349,6 @@ class Engine:
         if len(set(rows)) != len(rows):
             raise ValueError(f"a row stands twice in {list(rows)}")
         return [self._row(row) for row in rows]
-
-    def _check_batch(self, x: Tensor, batch: list[Row]) -> None:
-        if x.dim() not in (4, 5) or x.shape[0] != len(batch):
-            raise ValueError(f"x must be [{len(batch)}, C, H, W] for these {len(batch)} rows, got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"x must be of a float dtype, got {x.dtype}")
-        if x.numel() == 0 and batch:
-            raise ValueError(f"x has an empty axis: {tuple(x.shape)}")
-        for row in batch:
-            if row.x0 is not None and (row.x0.shape != x.shape[1:] or row.x0.device != x.device):
-                raise ValueError(
-                    f"row {row.id} was {tuple(row.x0.shape)} on {row.x0.device}, got {tuple(x.shape[1:])} on {x.device}"
-                )
-
-    def _previous(self, batch: list[Row], x: Tensor) -> Tensor | None:
-        """The batch's last predictions; a row without one stands in with zeros and its dynamics are not banked."""
-        known = [row.x0 is not None for row in batch]
-        if not any(known):
-            return None
-        if all(known) and self._last[0] == tuple(row.id for row in batch):
-            return self._last[1]
-        blank = torch.zeros(x.shape[1:], dtype=work_dtype(x), device=x.device)
-        return torch.stack([blank if row.x0 is None else row.x0 for row in batch])
 
     def _coefficients(self, batch: list[Row], device: torch.device) -> tuple[Tensor, Tensor]:
         entries = []

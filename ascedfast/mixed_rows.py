@@ -11,6 +11,35 @@ from ascedfast.noise import seed_to_int64
 from ascedfast.rows import Row
 
 
+def check_batch(x: Tensor, batch: list[Row]) -> None:
+    """Raises: ValueError, TypeError for an x that is no state of these rows."""
+    if x.dim() not in (4, 5) or x.shape[0] != len(batch):
+        raise ValueError(f"x must be [{len(batch)}, C, H, W] for these {len(batch)} rows, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be of a float dtype, got {x.dtype}")
+    if x.numel() == 0 and batch:
+        raise ValueError(f"x has an empty axis: {tuple(x.shape)}")
+    for row in batch:
+        if row.x0 is not None and (row.x0.shape != x.shape[1:] or row.x0.device != x.device):
+            raise ValueError(
+                f"row {row.id} was {tuple(row.x0.shape)} on {row.x0.device}, got {tuple(x.shape[1:])} on {x.device}"
+            )
+
+
+def previous_of(batch: list[Row], x: Tensor, last: tuple[tuple[int, ...], Tensor | None]) -> Tensor | None:
+    """The batch's last predictions; a row without one stands in with zeros and its dynamics are not banked.
+
+    Args: last: ids and predictions of the batch that was observed last.
+    """
+    known = [row.x0 is not None for row in batch]
+    if not any(known):
+        return None
+    if all(known) and last[0] == tuple(row.id for row in batch):
+        return last[1]
+    blank = torch.zeros(x.shape[1:], dtype=work_dtype(x), device=x.device)
+    return torch.stack([blank if row.x0 is None else row.x0 for row in batch])
+
+
 def dynamics_of(
     batch: list[Row], x: Tensor, m: Tensor, a: Tensor, b: Tensor, previous: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
