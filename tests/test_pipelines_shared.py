@@ -45,7 +45,7 @@ def test_packed_video_is_refused():
 
 def test_video_latents_are_a_volume():
     """Wan's [B, C, F, H, W]: five pixel frames are two of its latents."""
-    x, context = torch.zeros(1, 16, 2, 6, 4), PipelineContext(frames=5, latent_frames=(2,), channels=16, scale=8)
+    x, context = torch.zeros(1, 16, 2, 6, 4), PipelineContext(frames=5, latent_frames=(2,), channels=(16,), scale=8)
     seen = layout_of(x, context, None)
     assert seen.view(x) is x
     assert seen.image_size == (48, 32)
@@ -57,7 +57,7 @@ def test_video_latents_are_a_volume():
         PipelineContext(),
         PipelineContext(frames=16),
         PipelineContext(frames=16, latent_frames=(4,)),
-        PipelineContext(frames=61, latent_frames=(16,), channels=16),
+        PipelineContext(frames=61, latent_frames=(16,), channels=(16,)),
     ],
 )
 def test_video_latents_in_another_order_are_refused(context):

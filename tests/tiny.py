@@ -182,14 +182,14 @@ def sample(
     return states
 
 
-def _weights(make):
+def weights(make):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return make().eval()
 
 
 def vae():
-    return _weights(
+    return weights(
         lambda: AutoencoderKL(
             block_out_channels=[4, 8],
             down_block_types=["DownEncoderBlock2D"] * 2,
@@ -201,7 +201,7 @@ def vae():
 
 
 def _unet(**options):
-    return _weights(
+    return weights(
         lambda: UNet2DConditionModel(
             layers_per_block=1,
             sample_size=16,
@@ -264,7 +264,7 @@ def sdxl():
 
 
 def dit(labels=(1, 2)):
-    transformer = _weights(
+    transformer = weights(
         lambda: DiTTransformer2DModel(
             sample_size=16,
             num_layers=1,
@@ -285,7 +285,7 @@ def dit(labels=(1, 2)):
 
 
 def pixart():
-    transformer = _weights(
+    transformer = weights(
         lambda: PixArtTransformer2DModel(
             sample_size=8,
             num_layers=1,
@@ -318,7 +318,7 @@ def pixart():
 
 
 def sd3():
-    transformer = _weights(
+    transformer = weights(
         lambda: SD3Transformer2DModel(
             sample_size=16,
             patch_size=1,
@@ -346,7 +346,7 @@ def sd3():
 
 def flux():
     """Packed latents: [B, 16 * 8, 16]."""
-    transformer = _weights(
+    transformer = weights(
         lambda: FluxTransformer2DModel(
             patch_size=1,
             in_channels=16,
@@ -369,7 +369,7 @@ def flux():
 
 def wan():
     """Video latents: [B, 16, 3, 16, 16]."""
-    transformer = _weights(
+    transformer = weights(
         lambda: WanTransformer3DModel(
             num_attention_heads=2, attention_head_dim=12, num_layers=1, ffn_dim=32, freq_dim=32, text_dim=16
         )

@@ -11,7 +11,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ascedfast import _backend
 from ascedfast.adapters import class_swap
-from ascedfast.adapters.layout import PipelineContext
+from ascedfast.adapters.layout import PipelineContext, checked_axes
+from ascedfast.adapters.pipeline_context import told_by_call, told_by_latents
 from ascedfast.adapters.run import OnX0, SchedulerRun
 from ascedfast.adapters.schedules import refusal
 from ascedfast.config import AscedConfig
@@ -113,7 +114,8 @@ def enable_asced(
     config: AscedConfig | None = None,
     *,
     seeds: Sequence[int] | int | None = None,
-    grid: tuple[int, int] | None = None,
+    grid: tuple[int, ...] | None = None,
+    axes: str | None = None,
     on_x0: OnX0 | None = None,
 ) -> Handle:
     """Watch every run of a pipeline, or of a scheduler, and repair it at T_c.
@@ -124,7 +126,11 @@ def enable_asced(
         seeds: one 64-bit seed a sample of the batch, for the noise of the correction; an int for all images of one
             request. Default: the seeds of the generators that the pipeline was called with, else a fresh one, stated
             in the report. The generators themselves are never drawn from.
-        grid: (height, width) in locations of packed latents [B, S, C], where the pipeline cannot tell.
+        grid: (height, width), or (frames, height, width), in locations of packed latents [B, S, C], where the pipeline
+            cannot tell.
+        axes: of the latents, where the pipeline cannot tell: B, C and one of HW, TM, FHW, L or S (packed), in the order
+            of the tensor's axes, as "BFCHW". Default: by what the pipeline tells (docs/layouts.md); a run whose layout
+            stays unknown is left alone, with one warning.
         on_x0: called as on_x0(step, timestep, x0_hat) where a step of the solver begins: at every call of ``step``, but
             for solvers that make two or three calls a step; x0_hat in the sampler's layout, fp32.
     Returns: a handle with the report. Mutates: the object's class, until ``disable_asced``.
@@ -137,15 +143,18 @@ def enable_asced(
     scheduler = _scheduler_of(pipe_or_scheduler)
     if class_swap.STATE in scheduler.__dict__:
         raise ValueError("ASCED is already enabled here; call disable_asced first")
-    if grid is not None and (len(grid) != 2 or any(not isinstance(side, int) or side < 1 for side in grid)):
-        raise ValueError(f"grid must be (height, width) in locations, got {grid!r}")
+    if grid is not None and (len(grid) not in (2, 3) or any(not isinstance(side, int) or side < 1 for side in grid)):
+        raise ValueError(f"grid must be (height, width) or (frames, height, width) in locations, got {grid!r}")
+    if grid is not None and axes is not None and "S" not in axes:
+        raise ValueError(f"grid is of packed latents, but axes={axes!r} has no S: give one of the two")
+    axes = checked_axes(axes)
     seeds = _checked_seeds(seeds)
     why = refusal(scheduler)
     if why is not None:
         raise ValueError(why)
     _backend.check_all(config.backend)
     within_pipeline = scheduler is not pipe_or_scheduler
-    run = scheduler.__dict__[class_swap.STATE] = SchedulerRun(config, seeds, grid, on_x0, within_pipeline)
+    run = scheduler.__dict__[class_swap.STATE] = SchedulerRun(config, seeds, grid, on_x0, within_pipeline, axes=axes)
     _swap_scheduler(scheduler)
     if within_pipeline:
         _swap_pipeline(pipe_or_scheduler)
@@ -224,32 +233,6 @@ def _scheduler_class(base: type) -> type:
     return class_swap.make_subclass(base, {"step": step, "set_timesteps": set_timesteps}, _swap_scheduler)
 
 
-def _pixels_a_location(pipe: Any) -> int:
-    """Side in pixels of the block that the pipeline's VAE decodes a latent location to."""
-    vae = getattr(pipe, "vae", None)
-    if vae is None:
-        return 1
-    for name in ("vae_scale_factor", "vae_scale_factor_spatial"):
-        if hasattr(pipe, name):
-            return getattr(pipe, name)
-    return 2 ** len(vae.config.get("block_out_channels", ())[1:])  # DiTPipeline does not state it
-
-
-def _video(pipe: Any, call: inspect.BoundArguments) -> dict[str, Any]:
-    """Frames of the video that a pipeline is called for, and what it tells of the video's latents."""
-    if "num_frames" not in call.signature.parameters:
-        return {}
-    call.apply_defaults()
-    frames = call.arguments.get("num_frames") or 1
-    apart = getattr(pipe, "vae_scale_factor_temporal", None)
-    if apart is None:
-        return {"frames": frames}
-    config = getattr(getattr(pipe, "vae", None), "config", {})
-    channels = config.get("z_dim", config.get("latent_channels"))
-    # Pipelines round a number of frames that does not fit down or up.
-    return {"frames": frames, "latent_frames": ((frames - 1) // apart + 1, frames // apart + 1), "channels": channels}
-
-
 @functools.cache
 def _pipeline_class(base: type) -> type:
     """The pipeline tells its scheduler's run the generators and the image size; it computes as before."""
@@ -263,8 +246,7 @@ def _pipeline_class(base: type) -> type:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
             return base.__call__(self, *args, **kwargs)
         call = call_signature.bind_partial(self, *args, **kwargs)
-        known = {name: call.arguments.get(name) for name in ("generator", "height", "width")}
-        run.context = PipelineContext(**known, **_video(self, call), scale=_pixels_a_location(self))
+        run.context = told_by_call(self, base, call)
         try:
             return base.__call__(self, *args, **kwargs)
         finally:
@@ -279,8 +261,7 @@ def _pipeline_class(base: type) -> type:
             run = self.scheduler.__dict__.get(class_swap.STATE)
             if run is not None:
                 given = latents_signature.bind_partial(self, *args, **kwargs).arguments
-                known = {key: given[key] for key in ("generator", "height", "width") if given.get(key) is not None}
-                run.context = replace(run.context or PipelineContext(), **known)
+                run.context = told_by_latents(self, run.context or PipelineContext(), given)
             return base.prepare_latents(self, *args, **kwargs)
 
         methods["prepare_latents"] = prepare_latents

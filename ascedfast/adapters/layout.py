@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Views between a pipeline's latents and the engine's [R, C, *grid]."""
+"""Views between a sampler's latents and the engine's [R, C, *grid].
 
-from collections.abc import Callable
+Axes are written as letters: B rows, C channels, S packed locations, L length, T and M time and mel bands, F frames, H
+and W. A grid is (H, W), (T, M), (F, H, W), or (1, L) of a line.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,80 +14,182 @@ from torch import Tensor
 LIKELY_BLOCKS = (16, 32, 8, 64, 4, 2, 1)
 """Sides in pixels of a packed location, the usual ones first."""
 LARGEST_BLOCK = 128
+VIDEO_AXES = ("BCFHW", "BFCHW", "BFHWC")
+GRIDS = ("FHW", "HW", "TM", "L", "S")
+"""Location axes, in the order that the grid has them."""
+AXES = "B, C and one of HW, TM, FHW, L or S (packed), in the order of the tensor's axes, as 'BFCHW'"
+
+
+class UnknownLayoutError(ValueError):
+    """Nobody told which axis is what; the message says who can."""
 
 
 @dataclass(frozen=True)
 class PipelineContext:
     """What a pipeline call tells about itself. height, width: image pixels. scale: pixels a latent location.
-    frames: of a video, None for images; latent_frames: how many its latents may have, empty where the pipeline does not
-    tell; channels: of its latents, None where the pipeline does not tell."""
+    frames: of a video, None for images; latent_frames: how many its latents may have, channels: how many channels, both
+    empty where the pipeline does not tell; order: of the axes of its video latents, where known. audio: it makes sound.
+    rehearses: it steps twice, and keeps of the first call the prediction alone."""
 
     generator: object = None
     height: int | None = None
     width: int | None = None
     frames: int | None = None
     latent_frames: tuple[int, ...] = ()
-    channels: int | None = None
+    channels: tuple[int, ...] = ()
     scale: int = 1
+    order: str | None = None
+    audio: bool = False
+    rehearses: bool = False
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) where both are known."""
+        return (self.height, self.width) if self.height and self.width else None
 
 
 class Layout(NamedTuple):
     """view: sees tensors of the latents' shape as [R, C, *grid] without a copy; writing into the view writes into its
-    source. image_size: (height, width) in pixels of what the latents decode to."""
+    source. latents: the way back. image_size: (height, width) in pixels of what the latents decode to. line: the grid
+    is (1, L)."""
 
     view: Callable[[Tensor], Tensor]
+    latents: Callable[[Tensor], Tensor]
     image_size: tuple[int, int]
+    line: bool = False
 
 
-def layout_of(x: Tensor, context: PipelineContext, grid: tuple[int, int] | None) -> Layout:
-    """The layout of latents [B, C, H, W], packed [B, S, C], or [B, C, F, H, W] of a pipeline that tells its frames.
+def layout_of(
+    x: Tensor, context: PipelineContext, grid: tuple[int, ...] | None = None, axes: str | None = None
+) -> Layout:
+    """The layout of a sampler's latents.
 
-    Args: grid: (H, W) of packed latents, where the user gave it. Raises: ValueError.
+    Args: grid: of packed latents, axes: of any, where the user gave them.
+    Raises: UnknownLayoutError; ValueError where what the user gave does not fit.
     """
-    if x.dim() == 5 and not _is_volume(x, context):
-        raise ValueError(
-            f"latents must be [B, C, H, W] or packed [B, S, C], got {tuple(x.shape)}; of a video [B, C, frames, H, W], "
-            "within a pipeline that tells how many frames a latent one stands for (vae_scale_factor_temporal): for any "
-            "other call disable_asced first"
-        )
-    if x.dim() in (4, 5):
-        height, width = x.shape[-2:]
-        size = (height * context.scale, width * context.scale)
-        return Layout(_as_is, (context.height, context.width) if context.height and context.width else size)
-    if x.dim() != 3:
-        raise ValueError(f"latents must be [B, C, H, W] or packed [B, S, C], got {tuple(x.shape)}")
+    if axes is None:
+        axes = _axes_of(x, context)
+    elif len(axes) != x.dim():
+        raise ValueError(f"axes={axes!r} has {len(axes)} axes, the latents are {tuple(x.shape)}: write {AXES}")
+    if "S" not in axes:
+        return _plain(x, axes, context)
+    locations = x.shape[axes.index("S")]
     if grid is None:
-        height, width, block = _packed_grid(x.shape[1], context)
-        size = (height * block, width * block)
+        grid, block = _packed_grid(locations, context)
+        size = (grid[-2] * block, grid[-1] * block)
     else:
-        height, width = grid
-        size = (context.height, context.width) if context.height and context.width else grid
-    if height * width != x.shape[1]:
-        raise ValueError(f"grid {height} x {width} does not hold the {x.shape[1]} packed locations of {tuple(x.shape)}")
-    return Layout(lambda t: t.unflatten(1, (height, width)).permute(0, 3, 1, 2), size)
+        size = context.image_size or tuple(grid[-2:])
+    held = 1
+    for side in grid:
+        held *= side
+    if held != locations:
+        text = " x ".join(str(side) for side in grid)
+        raise ValueError(f"grid {text} does not hold the {locations} packed locations of {tuple(x.shape)}")
+    view, latents = _permuted(axes, "BCS")
+    return Layout(lambda t: view(t).unflatten(2, grid), lambda seen: latents(seen.flatten(2)), size)
+
+
+def opaque(x: Tensor) -> Layout:
+    """Of latents of which nothing is known but that rows come first: good for reading x0_hat, not for correcting."""
+    shape = x.shape[1:]
+    return Layout(lambda t: t.reshape(len(t), 1, 1, -1), lambda seen: seen.reshape(len(seen), *shape), (1, 1))
+
+
+def checked_axes(axes: str | None) -> str | None:
+    """Raises: ValueError for axes that are none of ``AXES``."""
+    if axes is None:
+        return None
+    rest = {"".join(sorted(letters)) for letters in GRIDS}
+    letters = sorted(axes) if isinstance(axes, str) else []
+    if "B" in letters and "C" in letters and "".join(letters).replace("B", "", 1).replace("C", "", 1) in rest:
+        return axes
+    raise ValueError(f"axes must be {AXES}; got {axes!r}")
+
+
+def _plain(x: Tensor, axes: str, context: PipelineContext) -> Layout:
+    """Of latents that are no packed locations."""
+    view, latents = _permuted(axes, "BC" + next(letters for letters in GRIDS if letters[0] in axes))
+    if "L" in axes:
+        length = x.shape[axes.index("L")]
+        size = (1, length * context.scale)
+        return Layout(lambda t: view(t)[:, :, None], lambda seen: latents(seen.squeeze(2)), size, line=True)
+    height, width = view(x).shape[-2:]
+    return Layout(view, latents, context.image_size or (height * context.scale, width * context.scale))
+
+
+def _permuted(axes: str, wanted: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Views from one order of axes to another, and back."""
+    if axes == wanted:
+        return _as_is, _as_is
+    there, back = [axes.index(letter) for letter in wanted], [wanted.index(letter) for letter in axes]
+    return lambda t: t.permute(there), lambda t: t.permute(back)
 
 
 def _as_is(latents: Tensor) -> Tensor:
     return latents
 
 
-def _is_volume(x: Tensor, context: PipelineContext) -> bool:
-    """Whether the axes of a video's latents are [B, C, frames, H, W]: other orders have as many."""
-    return x.shape[2] in context.latent_frames and context.channels in (None, x.shape[1])
+def _axes_of(x: Tensor, context: PipelineContext) -> str:
+    if x.dim() == 4:
+        return "BCHW"
+    if x.dim() == 5:
+        return _video_axes(x, context)
+    if x.dim() != 3:
+        raise UnknownLayoutError(f"latents {tuple(x.shape)} have no grid that ASCED knows: pass axes={AXES}")
+    if not context.audio:
+        return "BSC"
+    fitting = [axes for axes in ("BCL", "BLC") if x.shape[axes.index("C")] in context.channels]
+    if len(fitting) != 1:
+        raise UnknownLayoutError(
+            f"which axis of the audio latents {tuple(x.shape)} is the channels' is not known: pass axes='BCL' or 'BLC'"
+        )
+    return fitting[0]
 
 
-def _packed_grid(locations: int, context: PipelineContext) -> tuple[int, int, int]:
-    """(H, W, side of a location in pixels): the pipeline divides both sides of the image by one block and rounds
-    down."""
-    if context.frames is not None:
-        raise ValueError("packed video latents are not supported yet: call disable_asced first")
-    if context.height and context.width:
-        others = (block for block in range(1, LARGEST_BLOCK + 1) if block not in LIKELY_BLOCKS)
-        for block in (*LIKELY_BLOCKS, *others):
-            height, width = context.height // block, context.width // block
-            if height * width == locations:
-                return height, width, block
-    raise ValueError(
-        f"the grid of {locations} packed locations is not known: pass grid=(height, width) in locations to "
-        "enable_asced, or enable ASCED on the pipeline if it was enabled on its scheduler"
+def _video_axes(x: Tensor, context: PipelineContext) -> str:
+    """The order in which the axes fit what the pipeline tells; its family's order where several do."""
+    fitting = [axes for axes in VIDEO_AXES if _fits(x, axes, context)]
+    if context.order in fitting:
+        return context.order
+    if len(fitting) == 1 and context.order is None:
+        return fitting[0]
+    raise UnknownLayoutError(
+        f"the order of the axes of the video latents {tuple(x.shape)} is not known (the pipeline does not tell how "
+        "many frames and channels its latents have, or several orders fit): pass axes='BCFHW', 'BFCHW' or 'BFHWC'"
     )
+
+
+def _fits(x: Tensor, axes: str, context: PipelineContext) -> bool:
+    channels, frames = x.shape[axes.index("C")], x.shape[axes.index("F")]
+    # Pipelines that are given their first frame step the others.
+    known = {at for count in context.latent_frames for at in (count, count - 1)}
+    return frames in known and (not context.channels or channels in context.channels)
+
+
+def _packed_grid(locations: int, context: PipelineContext) -> tuple[tuple[int, ...], int]:
+    """(grid, side of a location in pixels): the pipeline divides both sides of the image by one block and rounds
+    down."""
+    if context.image_size and context.frames is None:
+        for block, grid in _images_of(locations, context.image_size, LIKELY_BLOCKS):
+            return grid, block
+    if context.image_size:
+        likely = (context.scale, 2 * context.scale, *LIKELY_BLOCKS)
+        for frames in context.latent_frames:
+            if locations % frames == 0:
+                for block, grid in _images_of(locations // frames, context.image_size, likely):
+                    return (frames, *grid), block
+    what = "of video" if context.frames is not None else ""
+    raise UnknownLayoutError(
+        f"the grid of {locations} packed locations {what}".rstrip() + " is not known: pass grid=(height, width), or "
+        "(frames, height, width), in locations to enable_asced, or enable ASCED on the pipeline if it was enabled on "
+        "its scheduler; axes='BCL' or 'BLC' for a line. A set of tokens without a grid has no regions"
+    )
+
+
+def _images_of(locations: int, size: tuple[int, int], likely: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, int]]]:
+    """(side of a block, (H, W)) of the images of that many blocks, the likely sides first."""
+    others = (block for block in range(1, LARGEST_BLOCK + 1) if block not in likely)
+    for block in (*likely, *others):
+        height, width = size[0] // block, size[1] // block
+        if height * width == locations:
+            yield block, (height, width)

@@ -32,10 +32,11 @@ def own_x0(scheduler: Any, base: type, call: dict[str, Any], out: Any, level: Co
 
 
 def prediction_of(m: Tensor, x: Tensor) -> Tensor:
-    """A model output without its variance: learned variances double the channels, of packed latents [B, S, C] too."""
-    if m.shape == x.shape:
-        return m
-    return m[..., : x.shape[-1]] if x.dim() == 3 else m[:, : x.shape[1]]
+    """A model output without its variance: learned variances double the channels, whichever axis theirs is."""
+    for axis, (given, wanted) in enumerate(zip(m.shape, x.shape, strict=False)):
+        if given == 2 * wanted:
+            return m.narrow(axis, 0, wanted)
+    return m
 
 
 def _returned(out: Any) -> Tensor:

@@ -3,9 +3,8 @@
 
 import functools
 import inspect
-import logging
-import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +17,11 @@ from ascedfast.adapters.history import fill_argument, fill_history
 from ascedfast.adapters.host_copy import HostCopy, on_host
 from ascedfast.adapters.known_runs import Kind, KnownRuns
 from ascedfast.adapters.own_x0 import own_x0, prediction_of
+from ascedfast.adapters.row_seeds import row_seeds
 from ascedfast.adapters.schedules import why_left_alone
 from ascedfast.adapters.support import facts_of, supported_base
 from ascedfast.adapters.targets import strays
+from ascedfast.adapters.told import COPIED, SHARED, Told
 from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
 from ascedfast.lockstep import WARM_UP, LockstepPlan
@@ -28,7 +29,6 @@ from ascedfast.report import Report
 from ascedfast.rows import Row
 from ascedfast.schedule import Schedule
 
-logger = logging.getLogger("ascedfast")
 FROM_THE_FIRST = ("HeliosScheduler",)
 """Whatever the timestep is, they begin at their first."""
 NEAREST = ("DDPMWuerstchenScheduler",)
@@ -44,17 +44,21 @@ class SchedulerRun:
         self,
         config: AscedConfig,
         seeds: Sequence[int] | int | None = None,
-        grid: tuple[int, int] | None = None,
+        grid: tuple[int, ...] | None = None,
         on_x0: OnX0 | None = None,
         within_pipeline: bool = False,
+        *,
+        axes: str | None = None,
+        told: Told | None = None,
     ) -> None:
         self.config = config
         self.seeds = seeds
         self.grid = grid
+        self.axes = axes
         self.on_x0 = on_x0
         self.within_pipeline = within_pipeline
         self.leave_pipeline()
-        self._told: set[str] = set()
+        self._told, self._begun_within = Told() if told is None else told, told is not None
         self._x0: Tensor | None = None
         self.sample: Tensor | None = None
         self._host: HostCopy | None = None
@@ -72,7 +76,9 @@ class SchedulerRun:
     def fresh(self) -> "SchedulerRun":
         """The same settings without a run: what a copy of the scheduler starts with. The callback stays behind, since
         it belongs to the original's caller."""
-        return SchedulerRun(self.config, self.seeds, self.grid, within_pipeline=self.within_pipeline)
+        within = self.within_pipeline
+        told = self._told if within and self.context is not None else None
+        return SchedulerRun(self.config, self.seeds, self.grid, within_pipeline=within, axes=self.axes, told=told)
 
     def leave_pipeline(self) -> None:
         """No call of the enabled pipeline is under way: what it told is forgotten."""
@@ -113,11 +119,10 @@ class SchedulerRun:
         if call.get("per_token_timesteps") is not None:
             raise ValueError("ASCED does not support per_token_timesteps: call disable_asced first")
         if self.context is None:
-            self._warn_once(
-                "ASCED is enabled on another pipeline that shares this scheduler: this run is left alone; for a "
-                "loop of your own, enable it on the scheduler"
-            )
+            self._told.warn(COPIED if self._begun_within else SHARED)
             return stock(scheduler, *args, **kwargs)
+        if self.context.rehearses and call.get("pred_original_sample") is None:
+            return stock(scheduler, *args, **kwargs)  # only to learn its prediction, then the pipeline rewinds
         m, timestep, x = call["model_output"], call["timestep"], call["sample"]
         if self._shape is None and x.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(WARM_UP)
@@ -127,6 +132,10 @@ class SchedulerRun:
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
         if kind is None and self._shape is not None and index >= len(self._kind.timesteps):
             return stock(scheduler, *args, **kwargs)  # LTX's returns what it is given there, others raise
+        if self._is_cut(index, x):
+            self._index, self._fused, self._edited = index, None, None
+            self._engine.skip()
+            return stock(scheduler, *args, **kwargs)
         if self._shape != x.shape or index != self._last_index + 1:
             self._kind = self._known.kind(scheduler, self._host) if kind is None else kind
             self._begin(scheduler, index, x, call.get("generator"))
@@ -141,7 +150,7 @@ class SchedulerRun:
             self._x0, self._edited, self._index, self._fused = self.x0, self._fused.edited, self._last_index, None
         stray = strays(self._kind, index, call)
         if stray is not None and self._engine.wants_step():
-            self._warn_once(f"this run is left alone: {stray}")
+            self._told.warn(f"this run is left alone: {stray}")
             for row in self._engine.rows:
                 self._engine.set_enabled(row, False)
         if self._edited is not None:
@@ -157,11 +166,17 @@ class SchedulerRun:
                 self._x0 = None  # nothing is watched any more
         return out
 
+    def _is_cut(self, index: int, x: Tensor) -> bool:
+        """Frames were dropped, or the sample was enlarged, after T_c: nothing is left to do, and the report stays."""
+        if self._shape in (None, x.shape) or index != self._last_index + 1 or isinstance(self._fused, LinearSteps):
+            return False
+        return self._engine.is_done
+
     def _repaired(
         self, scheduler: Any, index: int, call: dict[str, Any], args: tuple, kwargs: dict
     ) -> tuple[dict[str, Any], tuple, dict]:
         """Make what is remembered fit the corrected state; the arguments of the coming step, by name and as given."""
-        mask, repair = self._as_latents(self._edited), self._kind.facts.repair
+        mask, repair = self._layout.latents(self._edited), self._kind.facts.repair
         if repair == "argument":
             call = fill_argument(call, self._kind.schedule.before[self._kind.step_at(index)], mask)
             return call, (), call
@@ -174,7 +189,7 @@ class SchedulerRun:
         """The stock's step, called the usual way, is the next one of a run under way, and nobody watches it."""
         if self._shape is None or self._fused is not None or self._edited is not None or self.on_x0:
             return False
-        if self.context is None or len(args) != 3 or "per_token_timesteps" in kwargs:
+        if self.context is None or self.context.rehearses or len(args) != 3 or "per_token_timesteps" in kwargs:
             return False
         _, timestep, x = args
         if not isinstance(x, Tensor) or x.shape != self._shape or self._engine.wants_step() or self._engine.due:
@@ -191,7 +206,7 @@ class SchedulerRun:
             host, view = self._on_host(scheduler), self._layout.view
             self._fused = fused_steps(scheduler, host, self._kind, self._known, self._engine, index, x, m, view)
         if self._fused is None and self.config.form == "linear":
-            self._warn_once(
+            self._told.warn(
                 "form='linear' cannot serve this run (it needs a GPU, a deterministic solver without thresholding, "
                 "mode 'fast' or 'calibrated' and no on_x0): the stock step runs and is watched"
             )
@@ -220,10 +235,6 @@ class SchedulerRun:
             raise ValueError("no run has begun; give the seeds to enable_asced")
         self._engine.reseed(seeds)
 
-    def _as_latents(self, seen: Tensor) -> Tensor:
-        """[R, C, *grid] in the latents' layout."""
-        return seen if len(self._shape) != 3 else seen.flatten(2).transpose(1, 2)
-
     @property
     def _last_index(self) -> int:
         """In the schedule, of the step done last; -1 before the first."""
@@ -233,22 +244,29 @@ class SchedulerRun:
     def x0(self) -> Tensor | None:
         """The last watched prediction in the latents' layout."""
         if self._fused is not None and self._fused.lockstep.has_x0:
-            return self._as_latents(self._fused.lockstep.x0)
+            return self._layout.latents(self._fused.lockstep.x0)
         return self._x0
 
     def _begin(self, scheduler: Any, index: int, x: Tensor, generator: object) -> None:
         """Add one row a sample to a new engine."""
-        kind, seen = self._kind, layout.layout_of(x, self.context, self.grid)
-        engine, reason = Engine(self._observing_plan), why_left_alone(scheduler, index)
-        seeds = self._row_seeds(x, generator)
-        engine.add_all(kind.schedule, self.config, seeds, first=kind.step_from(index), left_alone=reason)
+        kind, reason = self._kind, why_left_alone(scheduler, index)
+        try:
+            seen = layout.layout_of(x, self.context, self.grid, self.axes)
+        except layout.UnknownLayoutError as error:
+            seen, reason = layout.opaque(x), reason or str(error)
+        # A line holds no square.
+        config = replace(self.config, core_width=1) if seen.line else self.config
+        engine = Engine(self._observing_plan)
+        generator = self.context.generator if generator is None else generator
+        seeds = row_seeds(x, self.seeds, generator)
+        engine.add_all(kind.schedule, config, seeds, first=kind.step_from(index), left_alone=reason)
         self._reset()
         self._layout, self._engine, self._shape, self._x0 = seen, engine, x.shape, None
         self._counted_by_timestep = kind.facts.counts == "timestep"
         if reason is not None:
-            self._warn_once(f"this run is left alone: {reason}")
+            self._told.warn(f"this run is left alone: {reason}")
         if kind.nan is not None:
-            self._warn_once(kind.nan)
+            self._told.warn(kind.nan)
 
     def _observing_plan(self, rows: list[Row], x: Tensor, m: Tensor) -> LockstepPlan:
         """Of steps that are watched beside the stock's; kept for the next run of the kind."""
@@ -266,31 +284,6 @@ class SchedulerRun:
     def _on_host(self, scheduler: Any) -> Callable[[], SchedulerMixin]:
         """Makes what ``host_copy`` describes."""
         return functools.partial(on_host if self._host is None else self._host.of, scheduler)
-
-    def _warn_once(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
-            logger.warning(message)
-
-    def _row_seeds(self, x: Tensor, generator: object) -> list[tuple[int, int]]:
-        """(seed, draw) of each row. Rows of one request share its seed and are told apart by the draw."""
-        generator = self.context.generator if generator is None else generator
-        seeds = self.seeds
-        if seeds is None and isinstance(generator, list | tuple) and generator:
-            seeds = [one.initial_seed() for one in generator]
-            seeds = seeds if len(seeds) > 1 else seeds[0]  # diffusers draws every row from a list's only generator
-        if seeds is None:
-            seeds = generator.initial_seed() if isinstance(generator, torch.Generator) else secrets.randbits(64)
-        if isinstance(seeds, int):
-            return [(seeds, draw) for draw in range(x.shape[0])]
-        n = len(seeds)
-        # DiT's pipeline steps every sample twice, as its guided and its unguided half.
-        doubled = len(x) == 2 * n and torch.equal(x[:n], x[n:])
-        if len(x) != n and not doubled:
-            if self.seeds is None:  # never stop a run over generators that stock was content with
-                return [(seeds[0], draw) for draw in range(len(x))]
-            raise ValueError(f"{n} seeds were given to enable_asced, the run has {len(x)} rows: give one a row")
-        return [(seed, 0) for seed in seeds] * (2 if doubled else 1)
 
     def _index_of(self, scheduler: Any, timestep: Any) -> tuple[int, Kind | None]:
         """Index of the call of ``step`` that is about to run; the kind of run where it had to be looked up."""
@@ -359,7 +352,7 @@ class SchedulerRun:
             x0 = self._engine.observe(view(x), view(prediction_of(call["model_output"], x)))
         else:
             x0 = self._engine.observe(view(x), x0=view(own))
-        self._x0 = self._as_latents(x0)
+        self._x0 = self._layout.latents(x0)
         if self.on_x0:
             self.sample = out[0] if isinstance(out, tuple) else out.prev_sample
             try:

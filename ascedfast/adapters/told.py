@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: MIT
+"""Warnings of an enabled scheduler, each given once."""
+
+import logging
+
+logger = logging.getLogger("ascedfast")
+
+SHARED = (
+    "ASCED is enabled on another pipeline that shares this scheduler: this run is left alone; for a loop of your own, "
+    "enable it on the scheduler"
+)
+COPIED = (
+    "the pipeline steps copies of its scheduler, made within its call (as of LTX2 for its sound, of SkyReels for each "
+    "frame): what they step is left alone"
+)
+
+
+class Told(set[str]):
+    """The warnings given so far. Copies that a pipeline makes of its scheduler within its call share them."""
+
+    def warn(self, message: str) -> None:
+        """Log the message, unless that was done before."""
+        if message not in self:
+            self.add(message)
+            logger.warning(message)
+
+    def __deepcopy__(self, memo: dict) -> "Told":
+        return self
