@@ -26,6 +26,7 @@ from ascedfast.dlpack import as_tensor
 from ascedfast.lockstep import WITHOUT_GRADIENTS, Lockstep, LockstepPlan, WindowRefusedError, agree
 from ascedfast.mixed_rows import (
     check_batch,
+    coefficients_of,
     detect_rows,
     dynamics_of,
     groups_of,
@@ -34,6 +35,7 @@ from ascedfast.mixed_rows import (
     signal_of,
 )
 from ascedfast.noise import seed_to_int64
+from ascedfast.protected import keep_by_row
 from ascedfast.report import Report, RowReport
 from ascedfast.rows import Row
 from ascedfast.schedule import Plan, Schedule, plan_run
@@ -74,6 +76,7 @@ class Engine:
         first: int = 0,
         enabled: bool = True,
         left_alone: str | None = None,
+        keep_mask: Tensor | None = None,
     ) -> int:
         """Add a row and return its id.
 
@@ -82,10 +85,13 @@ class Engine:
             first: index in the schedule of the first step that will be executed.
             enabled: False leaves the row alone. left_alone: does so too, for this reason, which the report
                 gives; to warn of it is the caller's.
+            keep_mask: bool [1, 1, *grid] (of many rows [R, 1, *grid]; axes of 1 fit any): True where nothing is an
+                artifact and nothing is re-noised. Statistics see these locations. Referred to, not modified.
         Raises: TypeError, ValueError or BackendError for bad settings; then nothing is added.
         """
         config = AscedConfig() if config is None else config
-        return self.add_all(schedule, config, [(seed, draw)], first=first, enabled=enabled, left_alone=left_alone)[0]
+        options = {"first": first, "enabled": enabled, "left_alone": left_alone, "keep_mask": keep_mask}
+        return self.add_all(schedule, config, [(seed, draw)], **options)[0]
 
     def add_all(
         self,
@@ -96,6 +102,7 @@ class Engine:
         first: int = 0,
         enabled: bool = True,
         left_alone: str | None = None,
+        keep_mask: Tensor | None = None,
     ) -> list[int]:
         """``add`` a row for each (seed, draw), all or none; their ids. Args, raises: as there."""
         if not seeds:
@@ -110,6 +117,7 @@ class Engine:
             if not 0 <= draw < 1 << 16:
                 raise ValueError(f"draw must lie in 0..65535, got {draw}")
             seed_to_int64(seed)
+        keeps = keep_by_row(keep_mask, len(seeds))
         _backend.check_all(config.backend)
         self.end_lockstep()
         plan = plan_run(schedule, config, first) if left_alone is None else Plan(0, 0, left_alone)
@@ -117,8 +125,8 @@ class Engine:
             self._warned = True
             logger.warning("this run is left alone: %s", plan.reason)
         ids = list(range(self._next_id, self._next_id + len(seeds)))
-        for id, (seed, draw) in zip(ids, seeds, strict=True):
-            self._rows[id] = Row(id, schedule, config, seed, draw, first, plan, enabled)
+        for id, (seed, draw), keep in zip(ids, seeds, keeps, strict=True):
+            self._rows[id] = Row(id, schedule, config, seed, draw, first, plan, enabled, keep)
         self._next_id += len(seeds)
         return ids
 
@@ -219,7 +227,7 @@ class Engine:
         if any(row.first + row.step >= len(row.schedule) for row in batch):
             raise ValueError("a row has executed every step of its schedule; begin a new run")
         previous = previous_of(batch, x, self._last)
-        a, b = self._coefficients(batch, x.device)
+        a, b = coefficients_of(batch, self._tables, x.device)
         if x0 is not None:
             a, b, m = torch.zeros_like(a), torch.ones_like(b), x0
         new, d = dynamics_of(batch, x, m, a, b, previous)
@@ -350,16 +358,6 @@ class Engine:
             raise ValueError(f"a row stands twice in {list(rows)}")
         return [self._row(row) for row in rows]
 
-    def _coefficients(self, batch: list[Row], device: torch.device) -> tuple[Tensor, Tensor]:
-        entries = []
-        for row in batch:
-            key = (id(row.schedule), device)
-            if key not in self._tables:
-                self._tables[key] = row.schedule.table(device)
-            entries.append(self._tables[key][row.first + row.step])
-        pairs = torch.stack(entries) if entries else torch.zeros(0, 2, device=device)
-        return pairs[:, 0], pairs[:, 1]
-
 
 def begin(
     schedule: Schedule,
@@ -368,13 +366,14 @@ def begin(
     seeds: Sequence[int] | int | None = None,
     rows: int | None = None,
     first: int = 0,
+    keep_mask: Tensor | None = None,
 ) -> Engine:
     """An engine whose rows all run the same schedule: the usual case.
 
     Args:
         seeds: one 64-bit seed a row; an int for one request of ``rows`` images; None: a fresh seed, see the report.
         rows: number of rows; default: as many as seeds.
-        first: index in the schedule of the first executed step.
+        first: index in the schedule of the first executed step. keep_mask: as for ``Engine.add``, [R, 1, *grid].
     Raises: ValueError, TypeError, BackendError for bad settings or a number of seeds that is not the number of rows.
     """
     if rows is not None and rows < 0:
@@ -387,5 +386,5 @@ def begin(
         seed = secrets.randbits(64) if seeds is None else seeds
         pairs = [(seed, draw) for draw in range(1 if rows is None else rows)]
     engine = Engine()
-    engine.add_all(schedule, AscedConfig() if config is None else config, pairs, first=first)
+    engine.add_all(schedule, AscedConfig() if config is None else config, pairs, first=first, keep_mask=keep_mask)
     return engine

@@ -21,6 +21,7 @@ from ascedfast.prepared_calibration import PreparedCalibration
 from ascedfast.prepared_correction import Found, PreparedCorrection
 from ascedfast.prepared_detection import PreparedDetection
 from ascedfast.prepared_memory import ALIGNED, shell
+from ascedfast.protected import keep_of_all, unprotected
 from ascedfast.rows import Row
 from ascedfast.solver import SCALARS, Update
 from ascedfast.upload import upload
@@ -180,6 +181,7 @@ class Lockstep:
         self.bank = torch.empty_like(plan.bank)
         self._keys = plan.keys.upload(rows, x.device)
         self._own: Tensor | None = None
+        self._keep = keep_of_all([row.keep for row in rows], plan.shape[2:], x.device)
         self._keeps_own, self._detect, self._perturbs = plan.keeps_own, plan.detect, plan.perturbs
 
     @property
@@ -270,7 +272,10 @@ class Lockstep:
         return mask
 
     def _correct_at_once_(self, x: Tensor) -> Tensor | None:
-        """The mask; None, and nothing done, where the launches of such corrections have not been put together."""
+        """The mask; None, and nothing done, where a part is protected or the launches of such corrections have not been
+        put together."""
+        if self._keep is not None:
+            return None
         prepared = self._corrections.get((x.dtype, x.stride(), self.x0.stride()))
         found = None if prepared is None else prepared(self.bank, x, self.x0, self._keys)
         if found is None:
@@ -281,12 +286,15 @@ class Lockstep:
     def _correct_by_ops_(self, x: Tensor) -> Tensor | None:
         """The mask, None without a correction. The first of its kind has its launches put together."""
         found = self._detect(self.bank)
+        if self._keep is not None:
+            found = unprotected(found, self._keep, self.config)
         if self.config.correct:
             self._renoise_(x, found.grown)
         self._found = found  # a failure above leaves the rows as they were
         if not self.config.correct:
             return None
-        self._put_together(x)
+        if self._keep is None:
+            self._put_together(x)
         return found.grown[:, None]
 
     def _put_together(self, x: Tensor) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ascedfast import detect, ops
 from ascedfast.noise import seed_to_int64
+from ascedfast.protected import check_keep, keep_of_all, unprotected
 from ascedfast.rows import Row
 
 
@@ -19,6 +20,7 @@ def check_batch(x: Tensor, batch: list[Row]) -> None:
         raise TypeError(f"x must be of a float dtype, got {x.dtype}")
     if x.numel() == 0 and batch:
         raise ValueError(f"x has an empty axis: {tuple(x.shape)}")
+    check_keep([row.keep for row in batch], x.shape[2:])
     for row in batch:
         if row.x0 is not None and (row.x0.shape != x.shape[1:] or row.x0.device != x.device):
             raise ValueError(
@@ -38,6 +40,18 @@ def previous_of(batch: list[Row], x: Tensor, last: tuple[tuple[int, ...], Tensor
         return last[1]
     blank = torch.zeros(x.shape[1:], dtype=work_dtype(x), device=x.device)
     return torch.stack([blank if row.x0 is None else row.x0 for row in batch])
+
+
+def coefficients_of(batch: list[Row], tables: dict, device: torch.device) -> tuple[Tensor, Tensor]:
+    """a and b of each row's coming step, [R] on the device. tables: by schedule and device; filled where one lacks."""
+    entries = []
+    for row in batch:
+        key = (id(row.schedule), device)
+        if key not in tables:
+            tables[key] = row.schedule.table(device)
+        entries.append(tables[key][row.first + row.step])
+    pairs = torch.stack(entries) if entries else torch.zeros(0, 2, device=device)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def dynamics_of(
@@ -76,11 +90,20 @@ def detect_rows(group: list[Row]) -> list[tuple[Row, detect.Detection]]:
     """Detect in rows that share a configuration and a plan; changes none of them."""
     config = group[0].config
     if config.mode == "calibrated":
-        return [(row, _detect_calibrated(row)) for row in group]
+        return [(row, _outside_keep(row, _detect_calibrated(row))) for row in group]
     frames = torch.stack([torch.stack(row.bank) for row in group], 1)
     maps = frames[:, :, None].float() if config.mode == "fast" else detect.maps_of(frames, config).float()
     found = detect.detect(maps, config, torch.stack([row.finite for row in group]))
-    return [(row, detect.Detection(*(part[i] for part in found))) for i, row in enumerate(group)]
+    return [(row, _outside_keep(row, detect.Detection(*(part[i] for part in found)))) for i, row in enumerate(group)]
+
+
+def _outside_keep(row: Row, found: detect.Detection) -> detect.Detection:
+    """Of one row, without the axis of rows."""
+    keep = keep_of_all([row.keep], found.mask.shape, found.mask.device)
+    if keep is None:
+        return found
+    outside = unprotected(detect.Detection(*(part[None] for part in found)), keep, row.config)
+    return detect.Detection(*(part[0] for part in outside))
 
 
 def _detect_calibrated(row: Row) -> detect.Detection:

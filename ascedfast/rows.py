@@ -13,7 +13,8 @@ from ascedfast.schedule import Plan, Schedule
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """State of one request. ``step`` counts executed steps; ``bank`` holds what its mode keeps of each step."""
+    """State of one request. ``step`` counts executed steps; ``bank`` holds what its mode keeps of each step. ``keep``:
+    bool, broadcasts against [*grid], what is never re-noised."""
 
     id: int
     schedule: Schedule
@@ -23,6 +24,7 @@ class Row:
     first: int
     plan: Plan
     enabled: bool = True
+    keep: Tensor | None = None
     step: int = 0
     bank: list[Tensor] = field(default_factory=list)
     dynamics: list[tuple[int, Tensor]] = field(default_factory=list)

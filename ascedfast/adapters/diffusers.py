@@ -25,6 +25,7 @@ from ascedfast.adapters.run import OnX0, SchedulerRun
 from ascedfast.adapters.schedules import refusal
 from ascedfast.config import AscedConfig
 from ascedfast.noise import seed_to_int64
+from ascedfast.protected import checked_keep_mask
 from ascedfast.report import Report
 from ascedfast.schedule import Schedule
 
@@ -116,6 +117,7 @@ def enable_asced(
     seeds: Sequence[int] | int | None = None,
     grid: tuple[int, ...] | None = None,
     axes: str | None = None,
+    keep_mask: Tensor | None = None,
     on_x0: OnX0 | None = None,
 ) -> Handle:
     """Watch every run of a pipeline, or of a scheduler, and repair it at T_c.
@@ -131,6 +133,9 @@ def enable_asced(
         axes: of the latents, where the pipeline cannot tell: B, C and one of HW, TM, FHW, L or S (packed), in the order
             of the tensor's axes, as "BFCHW". Default: by what the pipeline tells (docs/layouts.md); a run whose layout
             stays unknown is left alone, with one warning.
+        keep_mask: bool [B, 1, *grid] in latent locations, axes of 1 fit any: True where nothing is an artifact and
+            nothing is re-noised (a first frame, the known part of an inpainting, measured data). The grid is (H, W),
+            (frames, H, W), or (1, L) of a line; of a slice, where the pipeline steps one. Referred to, not modified.
         on_x0: called as on_x0(step, timestep, x0_hat) where a step of the solver begins: at every call of ``step``, but
             for solvers that make two or three calls a step; x0_hat in the sampler's layout, fp32.
     Returns: a handle with the report. Mutates: the object's class, until ``disable_asced``.
@@ -147,14 +152,16 @@ def enable_asced(
         raise ValueError(f"grid must be (height, width) or (frames, height, width) in locations, got {grid!r}")
     if grid is not None and axes is not None and "S" not in axes:
         raise ValueError(f"grid is of packed latents, but axes={axes!r} has no S: give one of the two")
-    axes = checked_axes(axes)
+    axes, keep_mask = checked_axes(axes), checked_keep_mask(keep_mask)
     seeds = _checked_seeds(seeds)
     why = refusal(scheduler)
     if why is not None:
         raise ValueError(why)
     _backend.check_all(config.backend)
     within_pipeline = scheduler is not pipe_or_scheduler
-    run = scheduler.__dict__[class_swap.STATE] = SchedulerRun(config, seeds, grid, on_x0, within_pipeline, axes=axes)
+    run = scheduler.__dict__[class_swap.STATE] = SchedulerRun(
+        config, seeds, grid, on_x0, within_pipeline, axes=axes, keep_mask=keep_mask
+    )
     _swap_scheduler(scheduler)
     if within_pipeline:
         _swap_pipeline(pipe_or_scheduler)

@@ -25,6 +25,7 @@ from ascedfast.adapters.told import COPIED, SHARED, Told
 from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
 from ascedfast.lockstep import WARM_UP, LockstepPlan
+from ascedfast.protected import check_keep, keep_by_row
 from ascedfast.report import Report
 from ascedfast.rows import Row
 from ascedfast.schedule import Schedule
@@ -49,12 +50,14 @@ class SchedulerRun:
         within_pipeline: bool = False,
         *,
         axes: str | None = None,
+        keep_mask: Tensor | None = None,
         told: Told | None = None,
     ) -> None:
         self.config = config
         self.seeds = seeds
         self.grid = grid
         self.axes = axes
+        self.keep_mask = keep_mask
         self.on_x0 = on_x0
         self.within_pipeline = within_pipeline
         self.leave_pipeline()
@@ -78,7 +81,8 @@ class SchedulerRun:
         it belongs to the original's caller."""
         within = self.within_pipeline
         told = self._told if within and self.context is not None else None
-        return SchedulerRun(self.config, self.seeds, self.grid, within_pipeline=within, axes=self.axes, told=told)
+        options = {"axes": self.axes, "keep_mask": self.keep_mask, "told": told}
+        return SchedulerRun(self.config, self.seeds, self.grid, within_pipeline=within, **options)
 
     def leave_pipeline(self) -> None:
         """No call of the enabled pipeline is under way: what it told is forgotten."""
@@ -259,7 +263,9 @@ class SchedulerRun:
         engine = Engine(self._observing_plan)
         generator = self.context.generator if generator is None else generator
         seeds = row_seeds(x, self.seeds, generator)
-        engine.add_all(kind.schedule, config, seeds, first=kind.step_from(index), left_alone=reason)
+        keep = None if reason is not None else self._keep_mask_of(seen.view(x))
+        first = kind.step_from(index)
+        engine.add_all(kind.schedule, config, seeds, first=first, left_alone=reason, keep_mask=keep)
         self._reset()
         self._layout, self._engine, self._shape, self._x0 = seen, engine, x.shape, None
         self._counted_by_timestep = kind.facts.counts == "timestep"
@@ -267,6 +273,14 @@ class SchedulerRun:
             self._told.warn(f"this run is left alone: {reason}")
         if kind.nan is not None:
             self._told.warn(kind.nan)
+
+    def _keep_mask_of(self, seen: Tensor) -> Tensor | None:
+        """Of rows [R, C, *grid]. Raises: ValueError."""
+        keep = self.keep_mask
+        if keep is not None and len(seen) == 2 * len(keep):
+            keep = torch.cat([keep, keep])  # as for seeds, see ``row_seeds``
+        check_keep(keep_by_row(keep, len(seen)), seen.shape[2:])
+        return keep
 
     def _observing_plan(self, rows: list[Row], x: Tensor, m: Tensor) -> LockstepPlan:
         """Of steps that are watched beside the stock's; kept for the next run of the kind."""

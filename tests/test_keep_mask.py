@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""What is protected is never re-noised, by whichever path; nothing else changes."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from row_loop import GRID, Request, bits, flow_schedule
+
+import ascedfast
+from ascedfast import AscedConfig, Engine, asced, enable_asced
+
+SEEDS = [1, 2, 3]
+STEPS = 20
+
+
+def keep_left(columns, rows=1):
+    keep = torch.zeros(rows, 1, *GRID, dtype=torch.bool)
+    keep[..., :columns] = True
+    return keep
+
+
+def run_rows(keep_mask, *, one_by_one=False, **settings):
+    """States of all steps of three requests, their report, and the mask that the correction returned."""
+    schedule = flow_schedule(STEPS)
+    requests = [Request(schedule=schedule, seed=seed) for seed in SEEDS]
+    engine = ascedfast.begin(schedule, AscedConfig(**settings), seeds=SEEDS, keep_mask=keep_mask)
+    x, states, found = torch.cat([request.start() for request in requests]), [], None
+    for k in range(STEPS):
+        pairs = [request.model(x[i : i + 1], k) for i, request in enumerate(requests)]
+        m, following = (torch.cat(part) for part in zip(*pairs, strict=True))
+        engine.observe(x, m, rows=engine.rows if one_by_one else None)
+        mask = engine.correct_(following)
+        found = mask if mask is not None else found
+        x = following
+        states.append(x.clone())
+    return states, engine.report, found
+
+
+@pytest.fixture(scope="module")
+def free():
+    return run_rows(None, backend="reference")
+
+
+PATHS = {
+    "rows": {"backend": "reference"},
+    "lockstep": {"backend": "triton"},
+    "rows by Triton": {"backend": "triton", "one_by_one": True},
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_only_what_is_free_changes(free, path):
+    keep = keep_left(8)
+    states, report, mask = run_rows(keep, **PATHS[path])
+    stock, _, _ = run_rows(None, correct=False, backend="reference")
+    t_c = report[0].plan.t_c
+    assert torch.equal(mask, report.masks_grown)
+    assert not (mask & keep).any()
+    assert not (report.masks & keep).any()
+    moved = (bits(states[t_c - 1]) != bits(stock[t_c - 1])).any(1, keepdim=True)
+    assert torch.equal(moved, mask)
+    assert mask.flatten(1).any(1).all()
+    assert (free[1].masks & keep).any()  # else the mask that protects would be of no use
+    assert torch.equal(report.masks, free[1].masks & ~keep)
+    assert torch.equal(report[0].z, free[1][0].z)  # statistics see everything
+    others, _, _ = run_rows(keep, backend="reference")
+    assert all(torch.equal(one, other) for one, other in zip(states, others, strict=True))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_all_of_a_region_protected_is_a_clean_run(free, path):
+    keep = free[1].masks
+    states, report, mask = run_rows(keep, **PATHS[path])
+    stock, _, _ = run_rows(None, correct=False, backend="reference")
+    assert [row.status for row in report] == ["clean"] * 3
+    assert report.severity == [0.0] * 3
+    assert not mask.any()  # nothing grows from within
+    assert all(torch.equal(one, other) for one, other in zip(states, stock, strict=True))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_mask_a_row(free, path):
+    keep = torch.cat([keep_left(0), keep_left(GRID[1]), keep_left(8)])
+    states, report, _ = run_rows(keep, **PATHS[path])
+    assert [row.status for row in report] == ["corrected", "clean", "corrected"]
+    assert torch.equal(states[-1][0], free[0][-1][0])
+    assert torch.equal(report.masks[2], free[1].masks[2] & ~keep[2])
+
+
+def test_axes_of_one_fit_any_grid(free):
+    keep = torch.zeros(1, 1, 1, GRID[1], dtype=torch.bool)
+    keep[..., :8] = True
+    states, _, _ = run_rows(keep, backend="reference")
+    assert torch.equal(states[-1], run_rows(keep_left(8), backend="reference")[0][-1])
+
+
+def test_rows_of_an_engine_with_and_without():
+    engine, schedule = Engine(), flow_schedule(STEPS)
+    engine.add(schedule, seed=1, keep_mask=keep_left(8))
+    engine.add(schedule, seed=2)
+    x, m = torch.zeros(2, 3, *GRID), torch.zeros(2, 3, *GRID)
+    engine.observe(x, m)
+    with pytest.raises(ValueError, match="grid 24 x 20, the latents' is 12 x 20"):
+        engine_with(keep_left(8)).observe(x[:1, :, :12], m[:1, :, :12])
+
+
+def engine_with(keep):
+    return ascedfast.begin(flow_schedule(STEPS), seeds=[1], keep_mask=keep)
+
+
+WRONG = [
+    (torch.zeros(1, 1, *GRID), TypeError, "bool"),
+    ([[True]], TypeError, "bool"),
+    (torch.zeros(GRID, dtype=torch.bool), ValueError, "must be"),
+    (torch.zeros(1, 3, *GRID, dtype=torch.bool), ValueError, "must be"),
+    (torch.zeros(0, 1, *GRID, dtype=torch.bool), ValueError, "must be"),
+]
+
+
+@pytest.mark.parametrize(("keep", "error", "words"), WRONG)
+def test_wrong_masks(keep, error, words):
+    with pytest.raises(error, match=words):
+        engine_with(keep)
+    scheduler = tiny.SCHEDULERS["flow"]()
+    with pytest.raises(error, match=words):
+        enable_asced(scheduler, keep_mask=keep)
+    assert not ascedfast.is_asced_enabled(scheduler)
+
+
+def test_a_mask_for_another_number_of_rows():
+    with pytest.raises(ValueError, match="2 rows, the run has 3"):
+        run_rows(keep_left(8, rows=2))
+
+
+SENSITIVE = AscedConfig(mad_scale=1.0, min_area=0, core_width=1)
+
+
+def test_the_first_frame_of_a_video():
+    pipe, kwargs = tiny.wan()
+    keep = torch.zeros(1, 1, 3, 1, 1, dtype=torch.bool)
+    keep[:, :, 0] = True
+    stock = tiny.run(pipe, kwargs)
+    with asced(pipe, SENSITIVE) as handle:
+        tiny.run(pipe, kwargs)
+        assert handle.report.masks_grown[:, :, 0].any()
+    with asced(pipe, SENSITIVE, keep_mask=keep) as handle:
+        assert not torch.equal(tiny.run(pipe, kwargs), stock)
+        assert handle.report[0].status == "corrected"
+        assert not handle.report.masks_grown[:, :, 0].any()
+        assert handle.report.masks_grown[:, :, 1:].any()
+
+
+def test_packed_and_doubled_rows():
+    pipe, kwargs = tiny.flux()
+    keep = torch.ones(1, 1, 16, 1, dtype=torch.bool)
+    keep[:, :, 8:] = False
+    with asced(pipe, SENSITIVE, keep_mask=keep) as handle:
+        tiny.run(pipe, kwargs)
+        assert handle.report.masks_grown.any()
+        assert not handle.report.masks_grown[:, :, :8].any()
+    pipe, kwargs = tiny.dit()
+    keep = torch.tensor([True, False]).view(2, 1, 1, 1)
+    with asced(pipe, SENSITIVE, keep_mask=keep) as handle:
+        tiny.run(pipe, kwargs)
+        assert [row.status for row in handle.report] == ["clean", "corrected"] * 2
+
+
+def test_a_mask_that_does_not_fit_stops_the_first_step():
+    pipe, kwargs = tiny.flux()
+    words = "grid 8 x 8, the latents' is 16 x 8"
+    with asced(pipe, keep_mask=torch.ones(1, 1, 8, 8, dtype=torch.bool)), pytest.raises(ValueError, match=words):
+        tiny.run(pipe, kwargs)
+
+
+def test_copies_protect_the_same():
+    pipe, kwargs = tiny.flux()
+    stock = tiny.run(pipe, kwargs)
+    enable_asced(pipe, SENSITIVE, keep_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool))
+    twin = copy.deepcopy(pipe)
+    assert torch.equal(tiny.run(twin, kwargs), stock)
+    assert twin.scheduler.__dict__["_asced"].report[0].status == "clean"
+
+
+@pytest.mark.parametrize("name", ["flow", "dpm2", "unipc2-flow"])
+def test_fused_steps(name):
+    """Where a GPU, or the interpreter in its place, does the solver's steps too."""
+    states = {}
+    for backend in ("reference", "triton"):
+        scheduler = tiny.SCHEDULERS[name]()
+        keep = torch.zeros(1, 1, 32, 24, dtype=torch.bool)
+        keep[..., 8:, :] = True
+        form = "linear" if backend == "triton" else "parity"
+        handle = enable_asced(scheduler, AscedConfig(backend=backend, form=form), seeds=[5, 6], keep_mask=keep)
+        states[backend] = tiny.sample(scheduler, tiny.randn(2, 3, 32, 24, seed=4), tiny.spot((32, 24), 2))
+        assert "corrected" in [row.status for row in handle.report]
+        assert not (handle.report.masks_grown & keep).any()
+    assert torch.allclose(states["reference"][-1], states["triton"][-1], atol=1e-3)
