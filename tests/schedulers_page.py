@@ -89,7 +89,7 @@ def tested_with():
     return found
 
 
-def _table(*rows):
+def table(*rows):
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
@@ -119,9 +119,9 @@ def page():
         supported=len(SUPPORT),
         refused=len(REFUSED),
         samples=SAMPLES,
-        table=_table(*rows),
-        noise=_table(*noise),
-        why=_table(("scheduler", "why"), *((name.removesuffix("Scheduler"), why) for name, why in REFUSED.items())),
+        table=table(*rows),
+        noise=table(*noise),
+        why=table(("scheduler", "why"), *((name.removesuffix("Scheduler"), why) for name, why in REFUSED.items())),
     )
 
 

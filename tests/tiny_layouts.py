@@ -229,6 +229,9 @@ def stable_audio(scheduler=None):
             sampling_rate=4,
         )
     )
+    for module in coder.modules():  # else deepcopy refuses them
+        if hasattr(module, "weight_g"):
+            module.weight = module.weight.detach()
     projection = tiny.weights(lambda: StableAudioProjectionModel(8, 8, 0, 200))
     pipe = StableAudioPipeline(
         vae=coder,

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""Writes ``docs/layouts.md`` from the cells of the matrix of pipelines and what the code knows of families:
+
+python tests/layouts_page.py
+"""
+
+from pathlib import Path
+
+from matrix import CELLS, FEW_STEPS, made
+from schedulers_page import table
+
+from ascedfast.adapters.pipeline_context import ORDERS, REHEARSE
+
+PAGE = Path(__file__).parent.parent / "docs" / "layouts.md"
+NAMES = {
+    "BCHW": "images",
+    "BSC": "packed",
+    "BCFHW": "video",
+    "BFCHW": "video, frames first",
+    "BFHWC": "video, channels last",
+    "BCL": "sound",
+}
+TEXT = """# Layouts of latents, and pipelines
+
+<!-- Written by `python tests/layouts_page.py` from the cells of tests/test_pipelines_matrix.py. -->
+
+Axes: B rows, C channels, F frames, H and W, S packed locations, L length, T and M time and mel bands. What the engine
+sees is [R, C, *grid], a view: nothing is copied, and the correction writes into the sampler's own tensor.
+
+| axes | grid | told by |
+|---|---|---|
+| [B, C, H, W]; [B, C, T, M] of spectrograms | (H, W), (T, M) | the shape |
+| packed [B, S, C] | (H, W) | height and width of the call or of `prepare_latents`; else `grid=(H, W)` |
+| packed video [B, S, C] | (F, H, W) | these and num_frames; else `grid=(F, H, W)` |
+| [B, C, F, H, W], [B, F, C, H, W], [B, F, H, W, C] | (F, H, W) | frames, channels, the family; else `axes="BFCHW"` |
+| [B, C, L], [B, L, C] of sound | (1, L) | the number of channels; else `axes="BCL"` or `"BLC"` |
+| any other order | | `axes=`, as `"BHWC"` |
+
+Families of diffusers' video pipelines that are not [B, C, F, H, W]:
+{families}.
+
+On a scheduler alone [B, C, H, W] needs nothing, all others `grid` or `axes`. A layout that stays unknown (token sets
+without a grid, other ranks) leaves the run alone: the stock's bits, severity "unavailable", one warning that says what
+to pass. What you pass and does not fit raises a ValueError at the first step, before anything is changed.
+
+- **Regions** of a video are three-dimensional: 6 or 26 neighbours for a `connectivity` of 4 or 8, `grow` in all three
+  directions. Smoothing is by frame, statistics are by sample. Areas count locations of the whole volume.
+- **A line** holds no square: `core_width` counts as 1. Sizes scale with sqrt(L).
+- **Slices**: pipelines that are given a first frame step the other frames, or the first channels, in a view that is not
+  contiguous. The grid, `keep_mask` and the report are those of the slice.
+- **Doubled rows** (DiT): both halves are corrected alike, the second is thrown away by the pipeline.
+- **Called twice an iteration** ({rehearse}): the first call only asks for the prediction
+  and is none of the run's.
+- **Frames dropped, or a larger sample, under way**: before T_c a new run is watched from there; after it the report
+  stays and the rest is the stock's. FlowMatchLCM with scale_factors: see `docs/schedulers.md`.
+- **Copies of the scheduler that a pipeline makes within its call** (LTX2's for its sound, SkyReels' for each frame):
+  what they step is left alone, with one warning. In LTX2 the video is watched, in SkyReels then nothing is.
+- **per_token_timesteps** raises: `disable_asced` first.
+
+## What is never re-noised
+`enable_asced(pipe, keep_mask=mask)`, `begin(..., keep_mask=mask)`, `Engine.add(..., keep_mask=mask)`: bool
+[B, 1, *grid] in latent locations, axes of length 1 fit any. True is no artifact: it is taken out of the mask before
+that grows, nothing grows into it, and it keeps its bits at T_c. The statistics see it.
+
+```python
+keep = torch.zeros(1, 1, frames, 1, 1, dtype=torch.bool)
+keep[:, :, 0] = True  # the first frame
+handle = enable_asced(pipe, keep_mask=keep)
+```
+
+## What was run
+Tiny pipelines with random weights, 25 steps, on a CPU. Each: bit-identical off, and on with nothing found; a trap in
+the network's output is found, only its mask changes at T_c, with three predictions or more before, and the change is
+still there at the last step; saved, loaded, copied, in two threads.
+
+{cells}
+
+Left alone, with the stock's bits, since fewer than three predictions precede T_c or the run begins after it:
+{few}.
+Other pipelines of the families above share their `prepare_latents` and loops; they were read, not run.
+"""
+
+
+def page():
+    rows = [("pipeline", "layout", "grid here", "scheduler", "case")]
+    for name, cell in CELLS.items():
+        pipe, _ = made(name)
+        layout = f"{NAMES[cell.axes]} [{', '.join(cell.axes)}]" + (", rows twice" if cell.halves else "")
+        grid = " x ".join(str(side) for side in cell.grid)
+        scheduler = type(pipe.scheduler).__name__.removesuffix("Scheduler")
+        rows.append((type(pipe).__name__.removesuffix("Pipeline"), layout, grid, scheduler, name))
+    families = ", ".join(f"{family} (`{order}`)" for family, order in ORDERS.items())
+    few = ", ".join(f"{name} ({type(made(name)[0]).__name__.removesuffix('Pipeline')})" for name in FEW_STEPS)
+    rehearse = ", ".join(name.removesuffix("Pipeline") for name in REHEARSE)
+    return TEXT.format(families=families, cells=table(*rows), few=few, rehearse=rehearse)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
