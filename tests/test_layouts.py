@@ -166,6 +166,7 @@ def test_on_a_scheduler_alone(axes, backend):
     stock, _ = flow(x)
     report = handle.report
     assert [row.status for row in report] == ["corrected"] * 2
+    assert (handle._run._fused is not None) == (backend == "triton")  # the solver's steps in the launch, too
     t_c = report[0].plan.t_c
     assert all(torch.equal(one, other) for one, other in zip(states[:t_c], stock[:t_c], strict=True))
     seen = layout_of(x, PipelineContext(), options.get("grid"), axes).view
@@ -185,6 +186,37 @@ def test_a_long_line_has_regions():
     _, handle = flow(x, axes="BCL", config=AscedConfig(grow=0))
     assert handle.report.masks[..., 3050:3350].all()
     assert handle.report.masks.float().mean() < 0.1
+
+
+def test_a_slice_of_a_larger_tensor():
+    """Pipelines that are given a first frame step the others: a view that is not contiguous."""
+    whole = tiny.randn(1, 3, 4, 12, 10, seed=4)
+    runs = {}
+    for name, first in (("slice", whole.clone()[:, :, 1:]), ("own", whole[:, :, 1:].clone())):
+        scheduler, states = FlowMatchEulerDiscreteScheduler(), []
+        handle = enable_asced(scheduler, SENSITIVE, axes="BCFHW", seeds=[3])
+        scheduler.set_timesteps(25)
+        x, start = first, first.clone()
+        for k, t in enumerate(scheduler.timesteps):
+            m = tiny.output_of(scheduler, k)(x, 0.01 * k + 0.1 * start * (k % 2))
+            x[:] = scheduler.step(m, t, x)[0]
+            states.append(x.clone())
+        assert x.is_contiguous() == (name == "own")
+        assert handle.report[0].status == "corrected"
+        runs[name] = states
+    assert all(torch.equal(one, other) for one, other in zip(*runs.values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["cogvideox", "ltx", "stable-audio", "kandinsky5"])
+def test_reports_of_volumes_and_lines_are_written(name, tmp_path):
+    pipe, kwargs = tiny_layouts.PIPELINES[name]()
+    with asced(pipe, SENSITIVE) as handle:
+        tiny.run(pipe, kwargs)
+        grid = handle.report.masks.shape[2:]
+        assert handle.report.masks_image().shape[-2:] == handle.report.image_size
+        handle.report.save(tmp_path)
+    assert (tmp_path / "report.html").is_file()
+    assert len(grid) == (2 if name == "stable-audio" else 3)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
