@@ -47,7 +47,7 @@ to pass. What you pass and does not fit raises a ValueError at the first step, b
   directions. Smoothing is by frame, statistics are by sample. Areas count locations of the whole volume.
 - **A line** holds no square: `core_width` counts as 1. Sizes scale with sqrt(L).
 - **Slices**: pipelines that are given a first frame step the other frames, or the first channels, in a view that is not
-  contiguous. The grid, `keep_mask` and the report are those of the slice.
+  contiguous (run here: LTXImageToVideo, Kandinsky5T2V). The grid, `keep_mask` and the report are those of the slice.
 - **Doubled rows** (DiT): both halves are corrected alike, the second is thrown away by the pipeline.
 - **Called twice an iteration** ({rehearse}): the first call only asks for the prediction
   and is none of the run's.

@@ -7,11 +7,12 @@ import pytest
 import tiny
 import tiny_layouts
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, WanModularPipeline
 from row_loop import bits
 
 from ascedfast import AscedConfig, asced, enable_asced
 from ascedfast.adapters.layout import PipelineContext, UnknownLayoutError, checked_axes, layout_of, opaque
+from ascedfast.adapters.pipeline_context import order_of
 
 VIDEO = PipelineContext(height=48, width=32, frames=9, latent_frames=(3,), channels=(5,), scale=8)
 SENSITIVE = AscedConfig(mad_scale=1.0, min_area=0, core_width=1)
@@ -205,6 +206,25 @@ def test_a_slice_of_a_larger_tensor():
         assert handle.report[0].status == "corrected"
         runs[name] = states
     assert all(torch.equal(one, other) for one, other in zip(*runs.values(), strict=True))
+
+
+def test_a_pipeline_that_is_given_its_first_frame():
+    pipe, kwargs = tiny_layouts.ltx_image_to_video()
+    stock = tiny.run(pipe, kwargs)
+    with asced(pipe, SENSITIVE) as handle:
+        watched = tiny.run(pipe, kwargs)
+        assert handle.report[0].status == "corrected"
+        assert handle.report.masks.shape == (1, 1, 2, 16, 16)
+        assert handle.report.image_size == (64, 64)
+    assert not torch.equal(watched, stock)
+    assert torch.equal(watched[:, :256], stock[:, :256])
+
+
+def test_orders_of_families():
+    assert order_of(tiny_layouts.Kandinsky5T2VPipeline) == "BFHWC"
+    assert order_of(tiny_layouts.CogVideoXPipeline) == "BFCHW"
+    assert order_of(tiny_layouts.LTXPipeline) == order_of(WanModularPipeline) == "BCFHW"
+    assert order_of(AscedConfig) is None
 
 
 @pytest.mark.parametrize("name", ["cogvideox", "ltx", "stable-audio", "kandinsky5"])

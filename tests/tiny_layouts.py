@@ -4,6 +4,7 @@
 import tiny
 import torch
 from diffusers import (
+    AutoencoderKLLTXVideo,
     AutoencoderOobleck,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
@@ -25,6 +26,7 @@ from diffusers import (
     Kandinsky5Transformer3DModel,
     LCMScheduler,
     LMSDiscreteScheduler,
+    LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     QwenImagePipeline,
@@ -96,6 +98,31 @@ def ltx():
     masks = {"prompt_attention_mask": torch.ones(1, 6), "negative_prompt_attention_mask": torch.ones(1, 6)}
     size = {"height": 384, "width": 320, "num_frames": 17}
     return pipe, {"prompt_embeds": randn(1, 6, 32, seed=1), **negative(6, 32), **masks, **size, **LATENT}
+
+
+def ltx_image_to_video():
+    """Packed [B, 3 * 16 * 16, 8], unpacked and stepped as [B, C, 2, 16, 16]: the first frame is given."""
+    video, kwargs = ltx()
+    blocks, no = (8, 8, 8, 8), (False,) * 4
+    coder = tiny.weights(
+        lambda: AutoencoderKLLTXVideo(
+            latent_channels=8,
+            block_out_channels=blocks,
+            decoder_block_out_channels=blocks,
+            layers_per_block=(1,) * 5,
+            decoder_layers_per_block=(1,) * 5,
+            spatio_temporal_scaling=(True, True, False, False),
+            decoder_spatio_temporal_scaling=(True, True, False, False),
+            decoder_inject_noise=(*no, False),
+            upsample_residual=no,
+            upsample_factor=(1,) * 4,
+            patch_size=1,
+        )
+    )
+    parts = {"scheduler": video.scheduler, "transformer": video.transformer, "text_encoder": None, "tokenizer": None}
+    size = {"height": 64, "width": 64, "num_frames": 9}
+    image = randn(1, 3, 64, 64, seed=3).sigmoid()
+    return LTXImageToVideoPipeline(vae=coder, **parts), {**kwargs, **size, "image": image}
 
 
 def sana():

@@ -18,6 +18,7 @@ from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks, Outpu
 from ascedfast.adapters import class_swap
 from ascedfast.adapters.diffusers import Handle, enable_asced
 from ascedfast.adapters.layout import PipelineContext
+from ascedfast.adapters.pipeline_context import order_of
 from ascedfast.config import AscedConfig
 
 
@@ -67,6 +68,7 @@ def _context(components: Any, given: Any) -> PipelineContext:
     known = {"generator": given.generator, "height": given.height, "width": given.width}
     names = ("vae_scale_factor", "vae_scale_factor_spatial")
     known["scale"] = next((getattr(components, name) for name in names if hasattr(components, name)), 1)
+    known["order"] = order_of(type(components))
     apart = getattr(components, "vae_scale_factor_temporal", None)
     if given.num_frames is not None and apart is not None:
         frames = given.num_frames

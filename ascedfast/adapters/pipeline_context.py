@@ -32,7 +32,7 @@ def told_by_call(pipe: Any, base: type, call: inspect.BoundArguments) -> Pipelin
         latent_frames=_latent_frames(pipe, frames),
         channels=_channels(pipe),
         scale=_pixels_a_location(pipe),
-        order=_order(base),
+        order=order_of(base),
         audio=any(name.startswith("audio_") for name in parameters) and "num_frames" not in parameters,
         rehearses=base.__name__ in REHEARSE,
     )
@@ -51,9 +51,10 @@ def told_by_latents(pipe: Any, context: PipelineContext, given: Mapping[str, Any
     return replace(context, **known)
 
 
-def _order(base: type) -> str | None:
-    package, _, family = base.__module__.partition(".pipelines.")
-    return ORDERS.get(family.split(".")[0], "BCFHW") if package == "diffusers" else None
+def order_of(base: type) -> str | None:
+    """Of the axes of the family's video latents; None for a class that is none of diffusers'."""
+    package, *folders = base.__module__.split(".")
+    return next((ORDERS[name] for name in folders if name in ORDERS), "BCFHW") if package == "diffusers" else None
 
 
 def _latent_frames(pipe: Any, frames: int | None) -> tuple[int, ...]:
