@@ -74,7 +74,7 @@ def preset(layout: Layout, mode: Mode = "fast", **changes: Any) -> AscedConfig:
         their own. changes: settings that take precedence.
     Raises: ValueError for other names; TypeError, ValueError as ``AscedConfig``.
     """
-    if layout not in PRESETS:
+    if not isinstance(layout, str) or layout not in PRESETS:
         raise ValueError(f"unknown layout {layout!r}: choose one of {', '.join(PRESETS)}")
     if mode not in ("fast", "calibrated"):
         raise ValueError(f"mode {mode!r} has the published settings: use AscedConfig.for_mode({mode!r})")

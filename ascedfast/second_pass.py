@@ -222,7 +222,9 @@ class SecondPass:
         for i in kept.failed:
             mask[i] = rows[i].mask_grown
         alpha, sigma = self._schedule.after[self._t_c - 1]
-        x0_noise = [row.config.x0_noise_at(row.logsnr[row.plan.start : row.plan.t_c]) for row in rows]
+        x0_noise = [0.0] * len(rows)
+        for i in kept.failed:  # others' tables may not know their windows
+            x0_noise[i] = rows[i].config.x0_noise_at(rows[i].logsnr[rows[i].plan.start : rows[i].plan.t_c])
         perturb = torch.tensor(x0_noise, dtype=torch.float32, device=device)
         step = self._t_c - self._first + SECOND_DRAW
         return ops.renoise_(

@@ -210,7 +210,8 @@ def main(
         )
         with torch.no_grad():
             records = [one | {"command": command} for one in EXPERIMENTS[name](device, count)]
-        others = [one for one in json.loads(out.read_text()) if one["command"] != command] if out.exists() else []
+        kept = json.loads(out.read_text()) if out.exists() else []
+        others = [one for one in kept if f"--only {name} " not in one["command"]]
         out.write_text(json.dumps(others + records, indent=1) + "\n")
         for one in records:
             print(

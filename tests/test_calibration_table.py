@@ -176,6 +176,10 @@ def broken(tmp_path, change):
         lambda v: v["nulls"][0].update(surprise=1),
         lambda v: v["nulls"][0].update(still=None),
         lambda v: v["nulls"][0].update(runs="many"),
+        lambda v: v["nulls"][0].update(runs=10**400),
+        lambda v: v["nulls"][0].update(x0_noise=-0.1),
+        lambda v: v["nulls"][0].update(x0_noise=1e39),
+        lambda v: v["nulls"][0].update(x0_noise=True),
     ],
 )
 def test_damaged_tables_are_refused(tmp_path, change):

@@ -42,6 +42,9 @@ def test_it_is_the_posterior_deviation_of_gaussian_data(spread):
 
 def test_what_is_no_gap_is_none():
     x = torch.zeros(4, 1, 8, 8)
+    broken = x.clone()
+    broken[1] = torch.inf
+    assert deviation(broken, x) == 0
     assert deviation(x, x) == deviation(x[:1], x[:1]) == StateMoments().missing_deviation(ALPHA, SIGMA) == 0
 
 

@@ -65,7 +65,7 @@ class Handle:
 
     @property
     def sample(self) -> Tensor | None:
-        """Within ``on_x0`` the state that the step returns, in the sampler's layout, to be read only. Else None."""
+        """Within ``on_x0`` the state that x0_hat was predicted from, to be read only. Else None."""
         return self._run.sample
 
     @property

@@ -179,7 +179,7 @@ class AscedSampler:
         call.apply_defaults()
         given = call.arguments
         sigmas = _sigmas_of(given)
-        if not self.enabled or len(sigmas) < 2:
+        if not self.enabled or len(sigmas) < 2 or not len(x):
             return self.sampler_fn(model, x, *args, **kwargs)
         if any(low > high for high, low in itertools.pairwise(sigmas)):
             raise ValueError("ASCED corrects sampling, in which sigmas fall; for an inversion call the sampler itself")

@@ -368,7 +368,7 @@ class SchedulerRun:
             x0 = self._engine.observe(view(x), x0=view(own))
         self._x0 = self._layout.latents(x0)
         if self.on_x0:
-            self.sample = out[0] if isinstance(out, tuple) else out.prev_sample
+            self.sample = call["sample"]
             try:
                 self.on_x0(step, call["timestep"], self._x0)
             finally:

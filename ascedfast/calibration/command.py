@@ -12,7 +12,7 @@ from ascedfast._version import __version__
 from ascedfast.adapters.pipeline_folder import FolderError, call_arguments, load_pipeline
 from ascedfast.calibration import FIRST_SEED, STEPS, runs
 from ascedfast.calibration.folder import NAME, fingerprint
-from ascedfast.calibration.table import LEAST_RUNS, Null, NullTable
+from ascedfast.calibration.table import LEAST_RUNS, VERSION, Null, NullTable
 
 Progress = Callable[[int, int], None]
 
@@ -57,7 +57,7 @@ def calibrate(
         raise FolderError(f"{type(pipe).__name__} needs prompts: add --prompts FILE, a prompt a line")
     known = fingerprint(folder)
     used = hashlib.sha256("\0".join(prompts).encode()).hexdigest()[:16] if prompts else ""
-    key = {"pipeline": known, "seed": seed, "version": __version__, "prompts": used}
+    key = {"pipeline": known, "seed": seed, "version": f"{__version__}, table {VERSION}", "prompts": used}
     # Other arguments have a file of their own: what was gathered with these stays.
     state = path.with_name(f".{path.name}.{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]}.part.json")
     gathered = runs.load_runs(state, key)

@@ -15,8 +15,10 @@ class StateMoments:
         self._runs = 0
 
     def add(self, x: Tensor, x0: Tensor) -> None:
-        """x: [R, C, *grid], states at T_c; x0: the last predictions before it. Any shape, the same for both."""
-        x, x0 = x.double(), x0.double()
+        """x: [R, C, *grid], states at T_c; x0: the last predictions before it. Any shape, the same for both. Runs with
+        NaN or Inf in either do not count."""
+        sound = (x.isfinite() & x0.isfinite()).flatten(1).all(1)
+        x, x0 = x[sound].double(), x0[sound].double()
         sums = torch.stack([x.sum(0), x.square().sum(0), x0.sum(0), x0.square().sum(0)])
         self._sums = sums if self._sums is None else self._sums + sums
         self._runs += len(x)

@@ -117,17 +117,19 @@ class StepRuns:
 
 def watch(pipe: Any, draw: Draw, seeds: Sequence[int]) -> tuple[list[RowReport], WindowEnd | None]:
     """One run up to its T_c, observed only: a report of each row, and the end of their window, None for a run that is
-    left alone. The pipeline's output is not made."""
+    left alone. The pipeline's output is not made; it stops where the network has seen the state at T_c."""
     end: WindowEnd | None = None
+    last: Tensor | None = None
 
     def stop(step: int, timestep: Any, x0: Tensor) -> None:
-        nonlocal end
+        nonlocal end, last
         plan = handle.report[0].plan
         if plan.reason is not None:
             raise _Enough
-        if step >= plan.t_c - 1:  # its change is the last
-            end = WindowEnd(handle.sample, x0, *handle.schedule.after[step])
+        if step >= plan.t_c:
+            end = WindowEnd(handle.sample, last, *handle.schedule.after[step - 1])
             raise _Enough
+        last = x0
 
     handle = enable_asced(pipe, WATCHED, seeds=list(seeds), on_x0=stop)
     try:

@@ -23,6 +23,7 @@ SURVIVAL = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1)
 """Shares of sound runs whose severities a table knows; rarer ones follow the exponential tail."""
 TAIL_FROM = SURVIVAL[-1]
 LEAST_RUNS = 100
+MOST_NOISE = 1e12
 LEAST_INTERPOLATED = 4
 """Changes of a window from which on it may be interpolated: shorter ones score by fewer terms."""
 END_TOLERANCE, START_TOLERANCE = 0.5, 1.5
@@ -72,8 +73,8 @@ class Null:
         scales = [one.scale for one in (self.still, self.jump) if one]
         if min(self.profile, default=0) <= 0 or min(self.tail, *scales) <= 0:
             raise ValueError("profile, tail and scales of a table are positive")
-        if self.x0_noise < 0:
-            raise ValueError(f"x0_noise of a table is 0 or more, got {self.x0_noise}")
+        if isinstance(self.x0_noise, bool) or not 0 <= self.x0_noise <= MOST_NOISE:
+            raise ValueError(f"x0_noise of a table lies in 0..{MOST_NOISE:g}, got {self.x0_noise}")
         if list(self.levels) != sorted(self.levels) or list(self.logsnr) != sorted(self.logsnr):
             raise ValueError("the severities and the logsnr of a table rise")
 
@@ -216,7 +217,7 @@ class NullTable:
         """Read what ``save`` wrote. Raises: OSError; ValueError for what is no such table, saying which file."""
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (UnicodeDecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
+        except (UnicodeDecodeError, RecursionError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} holds no table of sound runs: {error}") from error
 
 
