@@ -54,10 +54,11 @@ def _new_plan(rows: list[Row], x: Tensor, m: Tensor) -> LockstepPlan:
 class Engine:
     """Rows of one shape [C, *grid] on one device. Not thread-safe: one engine a thread.
 
-    Args: plan: a caller with many engines may keep the plans of equal runs; default: made anew.
+    Args: plan: a caller with many engines may keep the plans of equal runs; default: made anew. None: no lockstep, a
+        cache may answer for steps (``skip``).
     """
 
-    def __init__(self, plan: PlanMaker = _new_plan) -> None:
+    def __init__(self, plan: PlanMaker | None = _new_plan) -> None:
         self._make_plan = plan
         self._rows: dict[int, Row] = {}
         self._next_id = 0
@@ -126,7 +127,7 @@ class Engine:
             logger.warning("this run is left alone: %s", plan.reason)
         ids = list(range(self._next_id, self._next_id + len(seeds)))
         for id, (seed, draw), keep in zip(ids, seeds, keeps, strict=True):
-            self._rows[id] = Row(id, schedule, config, seed, draw, first, plan, enabled, keep)
+            self._rows[id] = Row(id, schedule, config, seed, draw, first, plan, enabled, keep, self._make_plan is None)
         self._next_id += len(seeds)
         return ids
 
@@ -182,14 +183,14 @@ class Engine:
         watched = [row for row in self._rows.values() if row.enabled and row.plan.reason is None]
         return bool(watched) and all(row.detection is not None for row in watched)
 
-    def skip(self, rows: Sequence[int] | None = None) -> None:
-        """Count a step that nobody watches."""
-        if rows is None and self._lockstep is not None:
+    def skip(self, rows: Sequence[int] | None = None, *, repeated: bool = False) -> None:
+        """Count a step that nobody watches; ``repeated``: one for which a cache answered (``Row.pass_by``)."""
+        if rows is None and self._lockstep is not None and not repeated:
             self._lockstep.skip()
             return
+        self.end_lockstep()
         for row in self._select(rows):
-            row.step += 1
-            row.x0 = None
+            row.pass_by(repeated)
 
     def observe(
         self, x: Tensor, m: Tensor | None = None, rows: Sequence[int] | None = None, *, x0: Tensor | None = None
@@ -264,8 +265,8 @@ class Engine:
         if x.requires_grad and any(row.due and row.config.correct for row in batch):
             raise ValueError(WITHOUT_GRADIENTS)
         for row in batch:
-            if row.due and not row.whole:
-                row.plan = Plan(0, 0, "the row was off, or its steps were not observed, for a part of its window")
+            if row.due and row.gap is not None:
+                row.plan = Plan(0, 0, row.gap)
             elif row.due and row.config.mode == "calibrated":
                 why = row.config.table.refusal(row.window_logsnr, row.bank[0].shape)
                 row.plan = row.plan if why is None else Plan(0, 0, why)

@@ -44,7 +44,7 @@ def agree(rows: Sequence[Row]) -> bool:
     first = rows[0]
     if not first.banks_changes or first.config.record != "window" or first.plan.reason is not None:
         return False
-    if first.step > first.plan.start:
+    if first.looks_back or first.step > first.plan.start:
         return False
     common = first.config, first.plan, first.first, first.step
     for row in rows:

@@ -87,7 +87,7 @@ def signal_of(mode: str, batch: list[Row], x: Tensor, m: Tensor, x0: Tensor) -> 
 
 
 def detect_rows(group: list[Row]) -> list[tuple[Row, detect.Detection]]:
-    """Detect in rows that share a configuration and a plan; changes none of them."""
+    """Detect in rows that share a configuration, a plan and the number of their maps; changes none of them."""
     config = group[0].config
     if config.mode == "calibrated":
         return [(row, _outside_keep(row, _detect_calibrated(row))) for row in group]
@@ -146,5 +146,5 @@ def work_dtype(x: Tensor) -> torch.dtype:
 def groups_of(rows: list[Row]) -> list[list[Row]]:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.config, row.plan), []).append(row)
+        groups.setdefault((row.config, row.plan, len(row.bank)), []).append(row)
     return list(groups.values())

@@ -8,13 +8,16 @@ from torch import Tensor
 from ascedfast.config import AscedConfig
 from ascedfast.detect import Detection
 from ascedfast.report import RowReport
-from ascedfast.schedule import Plan, Schedule
+from ascedfast.schedule import MIN_PREDICTIONS, Plan, Schedule
+
+WHAT_TO_DO = "let the cache begin after T_c, or skip less"
 
 
 @dataclass(eq=False, slots=True)
 class Row:
     """State of one request. ``step`` counts executed steps; ``bank`` holds what its mode keeps of each step. ``keep``:
-    bool, broadcasts against [*grid], what is never re-noised."""
+    bool, broadcasts against [*grid], what is never re-noised. ``looks_back``: a cache may answer for steps, and the
+    window reaches back over them to as many predictions as it would hold without it; ``repeated`` counts such steps."""
 
     id: int
     schedule: Schedule
@@ -25,7 +28,9 @@ class Row:
     plan: Plan
     enabled: bool = True
     keep: Tensor | None = None
+    looks_back: bool = False
     step: int = 0
+    repeated: int = 0
     bank: list[Tensor] = field(default_factory=list)
     dynamics: list[tuple[int, Tensor]] = field(default_factory=list)
     finite: Tensor | None = None
@@ -34,9 +39,19 @@ class Row:
     detection: Detection | None = None
 
     @property
+    def opens(self) -> int:
+        """First step that may be banked."""
+        by_default = self.config.mode == "fast" and self.config.window_start is None
+        return 0 if self.looks_back and by_default else self.plan.start
+
+    @property
+    def _wanted_entries(self) -> int:
+        return self.plan.t_c - self.plan.start - self.banks_changes
+
+    @property
     def watched(self) -> bool:
         """The window is open at this step."""
-        return self.enabled and self.plan.reason is None and self.plan.start <= self.step < self.plan.t_c
+        return self.enabled and self.plan.reason is None and self.opens <= self.step < self.plan.t_c
 
     @property
     def wanted(self) -> bool:
@@ -60,10 +75,20 @@ class Row:
         return self.config.mode in ("fast", "calibrated")
 
     @property
-    def whole(self) -> bool:
-        """Every step of the window was banked."""
-        wanted = self.plan.t_c - self.plan.start - self.banks_changes
-        return len(self.bank) == wanted and all(entry is not None for entry in self.bank)
+    def gap(self) -> str | None:
+        """Why the window cannot be judged; None where every step of it was banked, or answered for by a cache while
+        enough were computed."""
+        steps = self.plan.t_c - self.opens
+        computed = steps - self.repeated
+        entries = min(max(computed - self.banks_changes, 0), self._wanted_entries)
+        if len(self.bank) != entries or any(entry is None for entry in self.bank):
+            return "the row was off, or its steps were not observed, for a part of its window"
+        told = f"a cache skipped {self.repeated} of the {steps} steps before T_c that are watched"
+        if self.repeated and self.config.mode == "calibrated":  # its table knows runs whose steps are all seen
+            return f"{told}, mode 'calibrated' needs them all: {WHAT_TO_DO}"
+        if computed < MIN_PREDICTIONS:
+            return f"{told}, {MIN_PREDICTIONS} must be computed: {WHAT_TO_DO}"
+        return None
 
     @property
     def due(self) -> bool:
@@ -88,8 +113,17 @@ class Row:
                 self.dynamics.append((self.step, d))
         if self.watched and not self.banks_changes:
             self.bank.append(signal)
-        elif self.watched and self.step > self.plan.start:
+        elif self.watched and self.step - self.repeated > self.opens:  # there is a prediction in the window
             self.bank.append(d)
+        if self.watched and len(self.bank) > self._wanted_entries:
+            del self.bank[0]
+        self.step += 1
+
+    def pass_by(self, repeated: bool) -> None:
+        """A step that is not observed; ``repeated``: because a cache answered for it. Such a step is no calm one: it
+        adds no change, and the next change is taken against the last prediction that was computed."""
+        self.x0 = self.x0 if repeated else None
+        self.repeated += repeated and self.watched
         self.step += 1
 
     def detach(self) -> None:

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
 
 from ascedfast import _backend
-from ascedfast.adapters import class_swap
+from ascedfast.adapters import caches, class_swap
 from ascedfast.adapters.layout import PipelineContext, checked_axes
 from ascedfast.adapters.pipeline_context import told_by_call, told_by_latents
 from ascedfast.adapters.run import OnX0, SchedulerRun
@@ -255,7 +255,8 @@ def _pipeline_class(base: type) -> type:
         call = call_signature.bind_partial(self, *args, **kwargs)
         run.context = told_by_call(self, base, call)
         try:
-            return base.__call__(self, *args, **kwargs)
+            with caches.watched(self) as run.caches:
+                return base.__call__(self, *args, **kwargs)
         finally:
             run.leave_pipeline()
 

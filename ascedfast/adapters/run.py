@@ -2,7 +2,6 @@
 """One scheduler's ASCED state: binds each ``step`` call to the engine and repairs the solver's history."""
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,8 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from ascedfast.adapters import layout, parity
+from ascedfast.adapters.arguments import first_of, on_accelerator, parameters
+from ascedfast.adapters.caches import CacheWatch
 from ascedfast.adapters.fused import FusedSteps, LinearSteps, fused_steps
 from ascedfast.adapters.history import fill_argument, fill_history
 from ascedfast.adapters.host_copy import HostCopy, on_host
@@ -87,6 +88,7 @@ class SchedulerRun:
     def leave_pipeline(self) -> None:
         """No call of the enabled pipeline is under way: what it told is forgotten."""
         self.context = None if self.within_pipeline else layout.PipelineContext()
+        self.caches: CacheWatch | None = None
 
     @property
     def report(self) -> Report:
@@ -106,6 +108,7 @@ class SchedulerRun:
 
     def step(self, scheduler: Any, stock: Callable, args: tuple, kwargs: dict) -> Any:
         """Run the step, watch it, and correct what it returns when T_c has come."""
+        self._repeats = self.caches is not None and self.caches.skipped()
         fused = self._fused
         if fused is not None and len(args) == 3 and self.context is not None:
             out = fused.step(scheduler, *args, kwargs)
@@ -117,7 +120,7 @@ class SchedulerRun:
             if self._kind.step_at(self._index) is not None:
                 self._engine.skip()
             return out
-        call = dict(zip(_parameters(stock), args, strict=False)) | kwargs
+        call = dict(zip(parameters(stock), args, strict=False)) | kwargs
         if not {"model_output", "timestep", "sample"} <= call.keys():
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
         if call.get("per_token_timesteps") is not None:
@@ -166,6 +169,8 @@ class SchedulerRun:
         if self._engine.due and self._kind.may_edit_before(index + 1):
             previous = out[0] if isinstance(out, tuple) else out.prev_sample
             self._edited = self._engine.correct_(self._layout.view(previous))
+            if self.caches is not None:
+                self.caches.settle(self._edited, self._engine.report, self._warn_once)
             if not self.on_x0 and self.config.record == "window":
                 self._x0 = None  # nothing is watched any more
         return out
@@ -200,19 +205,19 @@ class SchedulerRun:
             return False
         following = self._index + 1
         if self._counted_by_timestep:
-            return _on_accelerator(timestep) and following < len(self._kind.timesteps)
+            return on_accelerator(timestep) and following < len(self._kind.timesteps)
         return scheduler.__dict__.get("_step_index") == following
 
     def _fuse(self, scheduler: Any, index: int, m: Any, x: Tensor) -> None:
         """Let the run's steps be done by one launch each, where that gives the stock's bits or was asked for."""
         has_form = self._kind.base in parity.BUILDERS or self.config.form == "linear"
-        if has_form and not self.on_x0 and isinstance(m, Tensor):
+        if has_form and self.caches is None and not self.on_x0 and isinstance(m, Tensor):
             host, view = self._on_host(scheduler), self._layout.view
             self._fused = fused_steps(scheduler, host, self._kind, self._known, self._engine, index, x, m, view)
         if self._fused is None and self.config.form == "linear":
             self._told.warn(
                 "form='linear' cannot serve this run (it needs a GPU, a deterministic solver without thresholding, "
-                "mode 'fast' or 'calibrated' and no on_x0): the stock step runs and is watched"
+                "mode 'fast' or 'calibrated', no on_x0, no cache that skips steps): the stock step runs and is watched"
             )
         held = scheduler.__dict__  # not getattr: a scheduler looks in its configuration for what it lacks
         if self._fused is not None and held.get("_step_index", 0) is None:
@@ -260,7 +265,8 @@ class SchedulerRun:
             seen, reason = layout.opaque(x), reason or str(error)
         # A line holds no square.
         config = replace(self.config, core_width=1) if seen.line else self.config
-        engine = Engine(self._observing_plan)
+        engine = Engine(self._observing_plan if self.caches is None else None)
+        reason = reason or (self.caches and self.caches.untold)
         generator = self.context.generator if generator is None else generator
         seeds = row_seeds(x, self.seeds, generator)
         keep = None if reason is not None else self._keep_mask_of(seen.view(x))
@@ -314,7 +320,7 @@ class SchedulerRun:
             if place is None:
                 found = scheduler.index_for_timestep(timestep)
                 if found is None:  # FlowMapEuler steps between any two levels
-                    raise ValueError(f"timestep {float(_first(timestep)):g} is not one of scheduler.timesteps")
+                    raise ValueError(f"timestep {float(first_of(timestep)):g} is not one of scheduler.timesteps")
                 return found, None
             kind = self._known.kind(scheduler, self._host)
             if kind.timesteps.count(kind.timesteps[place]) > 1:  # stock takes the second one of equal timesteps
@@ -323,9 +329,9 @@ class SchedulerRun:
             return place, kind
         following = self._last_index + 1
         if self._shape is not None and following < len(self._kind.timesteps):
-            if _on_accelerator(timestep):
+            if on_accelerator(timestep):
                 return following, None  # reading the timestep back would stall the device
-            if float(_first(timestep)) == self._kind.timesteps[following]:
+            if float(first_of(timestep)) == self._kind.timesteps[following]:
                 return following, None  # some come twice
         return self._found(scheduler, timestep)
 
@@ -334,7 +340,7 @@ class SchedulerRun:
         kind = self._known.kind(scheduler, self._host)
         timesteps = kind.timesteps
         place = None if kind.facts.calls is not None else self._place_of(scheduler, timestep)
-        value = float(_first(timestep)) if place is None else timesteps[place]
+        value = float(first_of(timestep)) if place is None else timesteps[place]
         if kind.base.__name__ in NEAREST:
             value = min(timesteps, key=lambda t: abs(t - value))
         if value not in timesteps:
@@ -345,7 +351,7 @@ class SchedulerRun:
         """Where in ``scheduler.timesteps`` a timestep on a device lies: pipelines walk through them, and reading one
         back would stall the device. None for any other."""
         theirs = scheduler.timesteps
-        if not _on_accelerator(timestep) or timestep.device != theirs.device:
+        if not on_accelerator(timestep) or timestep.device != theirs.device:
             return None
         after = timestep.data_ptr() - theirs.data_ptr()
         if not after:
@@ -362,7 +368,11 @@ class SchedulerRun:
             return
         x, view, level = call["sample"], self._layout.view, self._kind.schedule.before[step]
         own = own_x0(scheduler, self._kind.base, call, out, level)
-        if own is None:
+        if self._repeats:
+            self._engine.skip(repeated=True)
+            m = prediction_of(call["model_output"], x) if own is None else None
+            x0 = view(self._kind.schedule.x0_hat(step, x.float(), m.float()) if own is None else own.float())
+        elif own is None:
             x0 = self._engine.observe(view(x), view(prediction_of(call["model_output"], x)))
         else:
             x0 = self._engine.observe(view(x), x0=view(own))
@@ -377,18 +387,3 @@ class SchedulerRun:
 
 def _as_is(seen: Tensor) -> Tensor:
     return seen
-
-
-@functools.cache
-def _parameters(step: Callable) -> tuple[str, ...]:
-    """Names of the parameters of a scheduler's step, without self."""
-    return tuple(inspect.signature(step).parameters)[1:]
-
-
-def _on_accelerator(timestep: Any) -> bool:
-    return isinstance(timestep, Tensor) and not timestep.is_cpu
-
-
-def _first(timestep: Any) -> Any:
-    """One of a batch of equal timesteps."""
-    return timestep.flatten()[0] if isinstance(timestep, Tensor) and timestep.dim() else timestep
