@@ -27,12 +27,15 @@ SQUARE = (slice(6, 13), slice(10, 17))
 
 @dataclass
 class Planted:
-    """full: steps at which the planted block was computed; states: latents after each step of the last run."""
+    """full: steps at which the planted block was computed; states: latents after each step of the last run; share:
+    (rank, ranks) of the tokens that this process computes."""
 
     pipe: Any
     arguments: dict[str, Any]
     full: list[int] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
+    share: tuple[int, int] = (0, 1)
+    seed: int = 3
 
     def __call__(self) -> Tensor:
         """The final latents of a run with the same start each time."""
@@ -42,7 +45,7 @@ class Planted:
         out = self.pipe(
             **self.arguments,
             num_inference_steps=STEPS,
-            generator=tiny.generator(3),
+            generator=tiny.generator(self.seed),
             callback_on_step_end=self._keep,
         )
         return out.images
@@ -61,7 +64,9 @@ class Planted:
             text, image = inner(*args, **kwargs)
             step = len(self.states)
             self.full.append(step)
-            return text, image + pushes[len(self.full) % len(pushes)].to(image.dtype)
+            rank, ranks = self.share
+            push = pushes[len(self.full) % len(pushes)].chunk(ranks)[rank]
+            return text, image + push.to(image.dtype)
 
         block.forward = forward
 
@@ -187,10 +192,8 @@ def layerwise() -> Planted:
     return made
 
 
-def compiled() -> Planted:
-    made = flux()
-    for block in made.pipe.transformer.transformer_blocks:
-        block.compile(backend="eager")
+def compiled(made: Planted) -> Planted:
+    made.pipe.transformer.compile(backend="eager")
     return made
 
 
@@ -209,5 +212,6 @@ COMPANY = {
     "w4": lambda: _with_layers(lambda layer: FakeQuantised(layer, 4)),
     "group-offloading": grouped,
     "layerwise-casting": layerwise,
-    "compiled-blocks": compiled,
+    "compiled": lambda: compiled(flux()),
+    "compiled-first-block-cache": lambda: compiled(CACHED["first-block-cache"]()),
 }

@@ -4,6 +4,9 @@ corrected where it is, the same bits each time; a step after a correction is com
 
 import functools
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import company
 import pytest
@@ -11,7 +14,7 @@ import tiny
 import torch
 from row_loop import bits
 
-from ascedfast import AscedConfig, Schedule, begin, disable_asced, enable_asced
+from ascedfast import AscedConfig, Schedule, begin, disable_asced, enable_asced, process
 from ascedfast.adapters import caches
 
 NOTHING = AscedConfig.official(mad_scale=1e9, max_area=101)
@@ -158,8 +161,24 @@ def test_a_window_without_skips_is_that_of_a_run_without_a_cache():
     assert torch.equal(*(handle.report.masks_grown for handle in handles))
 
 
+def test_processes_that_share_a_denoiser_correct_alike(tmp_path):
+    script = Path(__file__).parent / "context_parallel.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, capture_output=True, timeout=300)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(bits(one[k]), bits(other[k])) for k in ("stock", "clean", "first", "again"))
+    assert torch.equal(bits(one["clean"]), bits(one["stock"]))
+    assert torch.equal(bits(one["first"]), bits(one["again"]))
+    mask, t_c = one["first mask"], one["first t_c"]
+    assert torch.equal(mask, other["first mask"])
+    assert mask[0, 0][company.SQUARE].float().mean() > 0.9
+    moved = (bits(one["first"][:t_c]) != bits(one["stock"][:t_c])).any(3).view(t_c, *company.GRID)
+    assert not moved[:-1].any()
+    assert torch.equal(moved[-1], mask[0, 0])
+
+
 def test_the_engine_counts_an_answered_step_and_ends_lockstep_for_it():
-    schedule = Schedule.from_levels([tiny_level(k) for k in range(20)])
+    schedule = Schedule.from_levels([process.flow(0.98 - k * 0.048) for k in range(20)])
     run = begin(schedule, AscedConfig(t_c=9, window_start=2), seeds=[1])
     x = tiny.randn(1, 3, 16, 16)
     for k in range(9):
@@ -167,9 +186,3 @@ def test_the_engine_counts_an_answered_step_and_ends_lockstep_for_it():
     run.correct_(x.clone())
     assert run.report[0].status in ("clean", "corrected")
     assert [step for step, _ in run.report[0].dynamics] == [3, 4, 6, 7, 8]
-
-
-def tiny_level(step):
-    from ascedfast.process import flow
-
-    return flow(0.98 - step * 0.048)

@@ -27,10 +27,7 @@ HOOKS = (
     "TaylorSeerCacheHook",
 )
 """Classes of diffusers' hooks that may leave work out. TextKVCache's do not: what it keeps never changes in a run."""
-UNTOLD = (
-    "a cache of {whose} skips steps and does not tell which: disable it, or end ASCED's part of the run before the "
-    "cache begins; diffusers' own caches (pipe.transformer.enable_cache) are told apart"
-)
+UNTOLD = "{whose} skips steps and does not tell which: disable it; diffusers' own caches are told apart"
 
 
 class CacheWatch:
@@ -126,7 +123,7 @@ def watched(pipe: Any) -> Iterator[CacheWatch | None]:
                 if type(hook).__name__ in HOOKS:
                     hooks.append((module, hook))
                 elif getattr(hook, "_original_decoder_stack", None) is not None:
-                    untold = UNTOLD.format(whose="SeaCache on Cosmos 3")
+                    untold = UNTOLD.format(whose="SeaCache of Cosmos 3")
     if not hooks and untold is None:
         yield None
         return
