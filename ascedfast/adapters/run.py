@@ -170,7 +170,7 @@ class SchedulerRun:
             previous = out[0] if isinstance(out, tuple) else out.prev_sample
             self._edited = self._engine.correct_(self._layout.view(previous))
             if self.caches is not None:
-                self.caches.settle(self._edited, self._engine.report, self._warn_once)
+                self.caches.settle(self._edited, self._engine.report, self._told.warn)
             if not self.on_x0 and self.config.record == "window":
                 self._x0 = None  # nothing is watched any more
         return out
