@@ -240,10 +240,10 @@ def absent_library(folder):
 
 def other_scheduler(folder):
     index = json.loads((folder / "model_index.json").read_text())
-    changed = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"]}
+    changed = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "ScoreSdeVeScheduler"]}
     rewrite(folder / "model_index.json", json.dumps({**index, **changed}))
     config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
-    rewrite(folder / "scheduler/scheduler_config.json", json.dumps({**config, "_class_name": "DDPMScheduler"}))
+    rewrite(folder / "scheduler/scheduler_config.json", json.dumps({**config, "_class_name": "ScoreSdeVeScheduler"}))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def other_scheduler(folder):
         (unknown_prediction, "foo"),
         (deep_index, "damaged"),
         (absent_library, "needs onnx"),
-        (other_scheduler, "supported schedulers: DDIMScheduler"),
+        (other_scheduler, "ScoreSdeVeScheduler is not supported: its loop"),
     ],
 )
 def test_bad_pipeline_folders(harm, says, folder, tmp_path):

@@ -44,7 +44,7 @@ def enabled(name, config=None, **options):
 def tell_frames(scheduler, name):
     """HeliosDMD steps videos alone, which a pipeline tells of."""
     if name == "helios-dmd":
-        scheduler.__dict__["_asced"].context = PipelineContext(frames=2, latent_frames=(2,), channels=3)
+        scheduler.__dict__["_asced"].context = PipelineContext(frames=2, latent_frames=(2,), channels=(3,))
 
 
 def run(scheduler, name, *, unsteady=True, generator=None, **options):
