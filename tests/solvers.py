@@ -4,10 +4,8 @@
 import inspect
 
 import diffusers
-import pytest
 import tiny
 import torch
-from diffusers.utils import is_torchsde_available
 
 from ascedfast.adapters.schedules import begins_of, calls_of, schedule_of
 from ascedfast.adapters.support import facts_of, supported_base
@@ -87,12 +85,7 @@ SETTINGS = {
 NEEDS_TORCHSDE = ("dpm-sde", "dpm-sde-v", "cosine-dpm2")
 WITH_A_KNOWN_PART = ("repaint", "repaint-eta")
 INVERSE = ("ddim-inverse", "dpm-inverse")
-PARAMETERS = [
-    pytest.param(name, marks=pytest.mark.skipif(not is_torchsde_available(), reason="needs torchsde"))
-    if name in NEEDS_TORCHSDE
-    else name
-    for name in SETTINGS
-]
+PARAMETERS = list(SETTINGS)
 
 
 def make(name):

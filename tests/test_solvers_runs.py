@@ -119,8 +119,6 @@ def test_a_run_may_begin_where_a_step_of_the_solver_does(name, first, asced_warn
 
 @pytest.mark.parametrize("name", ["heun", "ddpm", "cosine-dpm2", "repaint", "edm-dpm2"])
 def test_a_run_that_broke_off_is_followed_by_a_whole_one(name):
-    if name in solvers.NEEDS_TORCHSDE:
-        pytest.importorskip("torchsde")
     scheduler, handle = enabled(name)
     whole = run(scheduler, name)
 

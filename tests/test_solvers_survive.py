@@ -19,12 +19,12 @@ from ascedfast.engine import Engine
 AT = 6
 """The step of the solver whose result is overwritten inside the mask."""
 NAMES = [p for p in solvers.PARAMETERS if p not in (*solvers.INVERSE, "helios-dmd")]
-NAMES = [p for p in NAMES if not str(p).endswith("-threshold")]
+NAMES = [p for p in NAMES if not p.endswith("-threshold")]
 EXACT = ["ddim-parallel", "ddim-cogvideox", "ddim-cogvideox-v", "edm-euler", "edm-euler-v", "flow-map", "minimax"]
 EXACT += ["ltx-euler-a-ode", "heun", "heun-v-karras", "kdpm2", "kdpm2-v", "flow-heun", "dpm-single1", "dpm-single2"]
 EXACT += ["dpm-single2-v", "dpm-single3-flow", "edm-dpm2", "edm-dpm3-v", "helios-unipc", "helios-euler"]
 REMEMBER = ["edm-dpm2", "edm-dpm3-v", "edm-dpm2-sde", "helios-unipc", "dpm-cogvideox", "dpm-cogvideox-v"]
-REMEMBER += [p for p in solvers.PARAMETERS if "cosine-dpm2" in str(p)]
+REMEMBER += ["cosine-dpm2"]
 FORGET = ("lcm", "scm", "cm", "flow-lcm")
 """Their state is a prediction with fresh noise: of what was injected only the prediction made from it goes on."""
 
