@@ -9,6 +9,7 @@ from torch import Tensor
 from ascedfast import ops
 from ascedfast.config import AscedConfig
 from ascedfast.detect import Detection
+from ascedfast.upload import upload
 
 
 def checked_keep_mask(keep: Tensor | None) -> Tensor | None:
@@ -17,7 +18,10 @@ def checked_keep_mask(keep: Tensor | None) -> Tensor | None:
         return None
     if not isinstance(keep, Tensor) or keep.dtype != torch.bool:
         got = getattr(keep, "dtype", type(keep).__name__)
-        raise TypeError(f"keep_mask must be a bool tensor, True where nothing is re-noised, got {got}")
+        raise TypeError(
+            f"keep_mask must be a bool tensor, True where nothing is re-noised, got {got}: of a mask of numbers give "
+            "mask.bool(), or mask > threshold"
+        )
     if keep.dim() not in (4, 5) or keep.shape[1] != 1 or 0 in keep.shape:
         raise ValueError(
             f"keep_mask must be [R, 1, H, W] or [R, 1, F, H, W], axes of 1 fit any, got {tuple(keep.shape)}"
@@ -50,11 +54,13 @@ def check_keep(keeps: Sequence[Tensor | None], grid: Sequence[int]) -> None:
 
 
 def keep_of_all(keeps: Sequence[Tensor | None], grid: Sequence[int], device: torch.device) -> Tensor | None:
-    """bool [R, *grid] of all rows, None where none has a mask. Copies to the device."""
+    """bool [R, *grid] of all rows, None where none has a mask. Copies to the device; the host waits for masks that lie
+    on another one only."""
     if all(keep is None for keep in keeps):
         return None
-    nothing = torch.zeros((), dtype=torch.bool)
-    return torch.stack([(nothing if keep is None else keep).to(device).expand(*grid) for keep in keeps])
+    nothing = torch.zeros((), dtype=torch.bool, device=device)
+    there = [nothing if keep is None else upload(keep, device) if keep.is_cpu else keep.to(device) for keep in keeps]
+    return torch.stack([keep.expand(*grid) for keep in there])
 
 
 def unprotected(found: Detection, keep: Tensor, config: AscedConfig) -> Detection:

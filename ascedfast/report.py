@@ -59,6 +59,7 @@ class RowReport:
             the recorded steps after it.
         dynamics: (executed step, d [*grid]) of every recorded step.
         logsnr: log(alpha^2/sigma^2) at each executed step.
+        keep: bool, broadcasts against [*grid], what was protected: no region, severity or p-value counts it.
     """
 
     config: AscedConfig
@@ -73,6 +74,7 @@ class RowReport:
     detection: "Detection | None"
     dynamics: tuple[tuple[int, Tensor], ...]
     logsnr: tuple[float, ...]
+    keep: Tensor | None = None
 
     @functools.cached_property
     def status(self) -> Status:
@@ -147,7 +149,11 @@ class RowReport:
         if self.config.mode != "calibrated" or self.severity == UNAVAILABLE:
             return None
         null = self.config.table.at(self.logsnr[self.plan.start : self.plan.t_c])
-        return null.p_value(float(self.z.max()))
+        return null.p_value(float(self.outside_keep(self.z, -math.inf).max()))
+
+    def outside_keep(self, values: Tensor, instead: float) -> Tensor:
+        """Values [*grid], and ``instead`` where the row is protected."""
+        return values if self.keep is None else values.masked_fill(self.keep.to(values.device), instead)
 
     @functools.cached_property
     def area(self) -> float:
@@ -156,10 +162,10 @@ class RowReport:
 
     @functools.cached_property
     def regions(self) -> tuple[Region, ...]:
-        """Every region above the threshold, the largest severity first, dropped ones included."""
+        """Every region above the threshold outside ``keep``, the largest severity first, dropped ones included."""
         if self.labels is None:
             return ()
-        labels = self.labels.cpu().flatten().long()
+        labels = self.outside_keep(self.labels, 0).cpu().flatten().long()
         count = int(labels.max())
         mask, z = self.mask.cpu().flatten(), self.z.double().cpu().flatten()
         areas = torch.bincount(labels, minlength=count + 1)
@@ -180,6 +186,7 @@ class RowReport:
                 kept=bool(kept[label]),
             )
             for label in range(1, count + 1)
+            if areas[label]
         ]
         return tuple(sorted(regions, key=lambda region: (-region.severity, region.label)))
 

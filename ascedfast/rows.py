@@ -149,4 +149,5 @@ class Row:
             detection=self.detection,
             dynamics=tuple(self.dynamics),
             logsnr=tuple(level.logsnr for level in self.schedule.before[self.first :]),
+            keep=self.keep,
         )

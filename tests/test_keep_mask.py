@@ -6,10 +6,14 @@ import copy
 import pytest
 import tiny
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from null_tables import calibrated
 from row_loop import GRID, Request, bits, flow_schedule
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ascedfast
 from ascedfast import AscedConfig, Engine, asced, enable_asced
+from ascedfast.protected import keep_of_all
 
 SEEDS = [1, 2, 3]
 STEPS = 20
@@ -112,6 +116,9 @@ def engine_with(keep):
 
 WRONG = [
     (torch.zeros(1, 1, *GRID), TypeError, "bool"),
+    (torch.full((1, 1, *GRID), float("nan")), TypeError, "bool"),
+    (torch.full((1, 1, *GRID), float("inf")), TypeError, "bool"),
+    (torch.zeros(1, 1, *GRID, dtype=torch.uint8), TypeError, r"mask\.bool"),
     ([[True]], TypeError, "bool"),
     (torch.zeros(GRID, dtype=torch.bool), ValueError, "must be"),
     (torch.zeros(1, 3, *GRID, dtype=torch.bool), ValueError, "must be"),
@@ -197,3 +204,110 @@ def test_fused_steps(name):
         assert "corrected" in [row.status for row in handle.report]
         assert not (handle.report.masks_grown & keep).any()
     assert torch.allclose(states["reference"][-1], states["triton"][-1], atol=1e-3)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that compare whole tensors on the host, and the copies that the host waits for."""
+
+    def __init__(self):
+        super().__init__()
+        self.equal = self.waiting = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.equal += func.overloadpacket.__name__ == "equal"
+        self.waiting += func.overloadpacket.__name__ == "_to_copy" and not (kwargs or {}).get("non_blocking")
+        return func(*args, **(kwargs or {}))
+
+
+def flow_run(x, **options):
+    """A loop whose output does not depend on the state: (the handle, whole-tensor comparisons before each step)."""
+    scheduler, compared = FlowMatchEulerDiscreteScheduler(), []
+    handle = enable_asced(scheduler, AscedConfig(mad_scale=1.0, min_area=0, core_width=1), seeds=5, **options)
+    scheduler.set_timesteps(STEPS)
+    steady = tiny.randn(*x.shape, seed=8)
+    with Operations() as seen:
+        for k, t in enumerate(scheduler.timesteps):
+            compared.append(seen.equal)
+            x = scheduler.step(steady * (1 if k % 2 else -1), t, x)[0]
+    return handle, compared
+
+
+def test_a_mask_of_half_the_rows_is_for_rows_that_stand_twice():
+    """As DiT steps them. Told by the first step's state, in the only look at values there is."""
+    keep = torch.tensor([True, False]).view(2, 1, 1, 1)
+    twice = tiny.randn(2, 3, *GRID, seed=4).repeat(2, 1, 1, 1)
+    handle, compared = flow_run(twice, keep_mask=keep)
+    assert [row.status for row in handle.report] == ["clean", "corrected"] * 2
+    assert compared == [0] + [1] * (STEPS - 1)
+    assert flow_run(twice, keep_mask=keep[:1])[1] == flow_run(twice)[1] == [0] * STEPS
+    words = "2 rows, the run has 4.*one a row, or one for all"
+    with pytest.raises(ValueError, match=words):
+        flow_run(tiny.randn(4, 3, *GRID, seed=4), keep_mask=keep)
+
+
+def test_rows_are_counted_where_they_lie():
+    """Whichever axis the user says is theirs."""
+    keep = torch.tensor([True, False]).view(2, 1, 1, 1)
+    handle, _ = flow_run(tiny.randn(*GRID, 2, 3, seed=4), axes="HWBC", keep_mask=keep)
+    assert [row.status for row in handle.report] == ["clean", "corrected"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_all_protected_is_clean_of_severity_0(free, path):
+    """Nothing was judged, so nothing is abnormal: the stock's bits."""
+    states, report, mask = run_rows(torch.ones(1, 1, 1, 1, dtype=torch.bool), **PATHS[path])
+    stock, _, _ = run_rows(None, correct=False, backend="reference")
+    assert [(row.status, row.severity, row.area, row.regions) for row in report] == [("clean", 0.0, 0.0, ())] * 3
+    assert not mask.any()
+    assert all(torch.equal(one, other) for one, other in zip(states, stock, strict=True))
+
+
+@pytest.mark.parametrize("path", ["rows", "lockstep"])
+def test_regions_are_what_is_outside(free, path):
+    keep = keep_left(8)
+    _, report, _ = run_rows(keep, **PATHS[path])
+    for row, other in zip(report, free[1], strict=True):
+        kept = [region for region in row.regions if region.kept]
+        assert row.severity == pytest.approx(sum(region.severity for region in kept))
+        assert row.mask.sum() == sum(region.area for region in kept)
+        assert all(region.box[1] >= 8 for region in row.regions)
+        assert len(row.regions) <= len(other.regions)
+    assert any(region.box[1] < 8 for row in free[1] for region in row.regions)
+
+
+@pytest.mark.parametrize("path", ["rows", "lockstep"])
+def test_p_values_are_those_of_the_locations_outside(path):
+    schedule = flow_schedule(STEPS)
+    config = calibrated(schedule, 9, GRID, above=0.02, spread=0.1)
+    settings = {name: getattr(config, name) for name in ("mode", "table", "t_c", "reference_size", "grow")}
+    _, free, _ = run_rows(None, **settings, **PATHS[path])
+    z = torch.stack([row.z for row in free])
+    keep = z[:1, None] > z[0].median()
+    _, report, _ = run_rows(keep, **settings, **PATHS[path])
+    null = config.table.at(free[0].logsnr[: free[0].plan.t_c])
+    expected = [null.p_value(float(one[~keep[0, 0]].max())) for one in z]
+    assert [row.p_value for row in report] == expected
+    assert report[0].p_value > 10 * free[0].p_value
+    _, report, _ = run_rows(torch.ones(1, 1, 1, 1, dtype=torch.bool), **settings, **PATHS[path])
+    assert [row.p_value for row in report] == [1.0] * 3
+
+
+def test_a_mask_on_the_host_is_taken_to_the_device_without_waiting():
+    """The "meta" device stands in for an accelerator."""
+    meta = torch.device("meta")
+    with Operations() as seen:
+        found = keep_of_all([keep_left(8)[0, 0], None], GRID, meta)
+    assert (found.shape, found.dtype, found.device) == ((2, *GRID), torch.bool, meta)
+    assert seen.waiting == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("mask", "latents"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_mask_on_another_device(mask, latents):
+    keep = keep_left(8)
+    x = tiny.randn(2, 3, *GRID, seed=4).to(latents)
+    handle, _ = flow_run(x, keep_mask=keep.to(mask))
+    same, _ = flow_run(x, keep_mask=keep.to(latents))
+    assert torch.equal(handle.report.masks_grown, same.report.masks_grown)
+    assert not (handle.report.masks_grown.cpu() & keep).any()

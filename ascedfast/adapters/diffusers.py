@@ -135,7 +135,8 @@ def enable_asced(
             stays unknown is left alone, with one warning.
         keep_mask: bool [B, 1, *grid] in latent locations, axes of 1 fit any: True where nothing is an artifact and
             nothing is re-noised (a first frame, the known part of an inpainting, measured data). The grid is (H, W),
-            (frames, H, W), or (1, L) of a line; of a slice, where the pipeline steps one. Referred to, not modified.
+            (frames, H, W), or (1, L) of a line; of a slice, where the pipeline steps one. Of n rows for 2n only where
+            these are n rows twice (DiT's), which is looked up once, in the first step. Referred to, not modified.
         on_x0: called as on_x0(step, timestep, x0_hat) where a step of the solver begins: at every call of ``step``, but
             for solvers that make two or three calls a step; x0_hat in the sampler's layout, fp32.
     Returns: a handle with the report. Mutates: the object's class, until ``disable_asced``.

@@ -18,7 +18,7 @@ from ascedfast.adapters.history import fill_argument, fill_history
 from ascedfast.adapters.host_copy import HostCopy, on_host
 from ascedfast.adapters.known_runs import Kind, KnownRuns
 from ascedfast.adapters.own_x0 import own_x0, prediction_of
-from ascedfast.adapters.row_seeds import row_seeds
+from ascedfast.adapters.row_seeds import row_seeds, stand_twice
 from ascedfast.adapters.schedules import why_left_alone
 from ascedfast.adapters.support import facts_of, supported_base
 from ascedfast.adapters.targets import strays
@@ -268,7 +268,7 @@ class SchedulerRun:
         engine = Engine(self._observing_plan if self.caches is None else None)
         reason = reason or (self.caches and self.caches.untold)
         generator = self.context.generator if generator is None else generator
-        seeds = row_seeds(x, self.seeds, generator)
+        seeds = row_seeds(seen.view(x), self.seeds, generator)
         keep = None if reason is not None else self._keep_mask_of(seen.view(x))
         first = kind.step_from(index)
         engine.add_all(kind.schedule, config, seeds, first=first, left_alone=reason, keep_mask=keep)
@@ -283,8 +283,8 @@ class SchedulerRun:
     def _keep_mask_of(self, seen: Tensor) -> Tensor | None:
         """Of rows [R, C, *grid]. Raises: ValueError."""
         keep = self.keep_mask
-        if keep is not None and len(seen) == 2 * len(keep):
-            keep = torch.cat([keep, keep])  # as for seeds, see ``row_seeds``
+        if keep is not None and len(keep) > 1 and stand_twice(seen, len(keep)):
+            keep = torch.cat([keep, keep])
         check_keep(keep_by_row(keep, len(seen)), seen.shape[2:])
         return keep
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What a table of sound runs says of one run: how rare it is, and where."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,7 +18,8 @@ RATE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """One sample. severity: float32 [*grid]; see ``Null.severity``. p_value: share of sound samples as severe.
+    """One sample. severity: float32 [*grid]; see ``Null.severity``. p_value: share of sound samples as severe as it is
+    outside what is protected.
 
     null: what it was compared with. A sample whose run was left alone has no ``Judged``."""
 
@@ -43,4 +45,4 @@ def judge(row: RowReport, table: NullTable) -> Judged:
     maps = window_of(row)
     null = table.at(row.logsnr[: len(maps) + 1], maps.shape[1:])
     severity = null.severity(ops.temporal_scores(maps[:, None], null.profile))[0]
-    return Judged(severity, null.p_value(float(severity.max())), null)
+    return Judged(severity, null.p_value(float(row.outside_keep(severity, -math.inf).max())), null)
