@@ -60,6 +60,44 @@ def test_packed_video(frames, size, block):
     assert layout_of(x, told).image_size == size
 
 
+@pytest.mark.parametrize(("locations", "scale"), [(91 * 91, 8), (91 * 91, 1), (160 * 160, 8), (5 * 80 * 80, 8)])
+def test_a_grid_is_not_made_up(locations, scale):
+    """Blocks of 7 pixels would fit, or of 4 where a latent location has 8: no pipeline has such."""
+    told = PipelineContext(height=640, width=640, scale=scale)
+    with pytest.raises(UnknownLayoutError, match="pass grid="):
+        layout_of(torch.zeros(1, locations, 4), told)
+
+
+@pytest.mark.parametrize("scale", [1, 6, 8, 16, 24])
+@pytest.mark.parametrize("patch", [1, 2])
+def test_a_pipelines_own_scale_is_a_block(scale, patch):
+    block = scale * patch
+    told = PipelineContext(height=240 * patch, width=192 * patch, scale=scale)
+    seen = layout_of(torch.zeros(1, (240 // scale) * (192 // scale), 4), told)
+    assert seen.view(torch.zeros(1, (240 // scale) * (192 // scale), 4)).shape[2:] == (240 // scale, 192 // scale)
+    assert seen.image_size == (240 * patch // block * block, 192 * patch // block * block)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_layers_are_a_stack_of_images(layers, monkeypatch):
+    """Qwen's: the layers that were asked for, behind the image that they make together."""
+    tiny_layouts.small_layers(monkeypatch)
+    pipe, kwargs = tiny_layouts.qwen_layered(layers)
+    stock = tiny.run(pipe, kwargs)
+    grid = (layers + 1, 8, 6)
+    assert stock.shape == (1, layers, 3, 128, 96)
+    for keep_mask, first in ((None, 0), (torch.arange(layers + 1).view(1, 1, -1, 1, 1) == 0, 1)):
+        with asced(pipe, SENSITIVE, keep_mask=keep_mask) as handle:
+            watched = tiny.run(pipe, kwargs)
+            assert handle.report[0].status == "corrected"
+            masks = handle.report.masks_grown
+            assert masks.shape == (1, 1, *grid)
+            assert handle.report.image_size == (128, 96)
+            assert masks[:, :, first:].any()
+            assert not masks[:, :, :first].any()
+    assert not torch.equal(watched, stock)
+
+
 def test_sound():
     context = PipelineContext(audio=True, channels=(4,))
     line, turned, image = numbered(2, 4, 50), numbered(2, 50, 4), numbered(2, 4, 10, 8)

@@ -390,4 +390,5 @@ def run(pipe, kwargs, seed=0, **changes):
     """Call the pipeline quietly; its latents or images as a tensor."""
     pipe.set_progress_bar_config(disable=True)
     given = {"num_inference_steps": 25, "generator": generator(seed), **kwargs, **changes}
-    return torch.as_tensor(pipe(**given)[0])
+    made = pipe(**given)[0]
+    return torch.stack(made) if isinstance(made, list) else torch.as_tensor(made)

@@ -5,6 +5,7 @@ import tiny
 import torch
 from diffusers import (
     AutoencoderKLLTXVideo,
+    AutoencoderKLQwenImage,
     AutoencoderOobleck,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
@@ -29,6 +30,7 @@ from diffusers import (
     LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    QwenImageLayeredPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
@@ -40,6 +42,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_layered
+from PIL import Image
 from tiny import SCALED, randn
 
 OFFSET = {**SCALED, "steps_offset": 1}
@@ -171,6 +175,38 @@ def qwen():
     return pipe, {**prompt, "true_cfg_scale": 2.0, "height": 256, "width": 192, **LATENT}
 
 
+def qwen_layered(layers=3):
+    """Packed, a stack of images: [B, 4 * 8 * 6, 16] of 128 x 96 pixels, and an image that is given. The pipeline itself
+    makes 640 x 640 pixels at least (see ``small_layers``), and raises where latents are asked for."""
+    transformer = tiny.weights(
+        lambda: QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=3,
+            joint_attention_dim=16,
+            axes_dims_rope=(8, 4, 4),
+            use_additional_t_cond=True,
+            use_layer3d_rope=True,
+        )
+    )
+    latents = {"z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    coder = tiny.weights(lambda: AutoencoderKLQwenImage(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **latents))
+    parts = {"vae": coder, "text_encoder": Nothing(), "tokenizer": None, "processor": None}
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = QwenImageLayeredPipeline(transformer=transformer, scheduler=scheduler, **parts)
+    prompt = {"prompt_embeds": randn(1, 7, 16, seed=1), "prompt_embeds_mask": torch.ones(1, 7, dtype=torch.long)}
+    image = Image.new("RGB", (96, 128), (90, 40, 200))
+    return pipe, {"image": [image], "prompt": [""], **prompt, "layers": layers, "output_type": "pt"}
+
+
+def small_layers(monkeypatch):
+    """Images of 128 x 96 pixels in the place of those that ``QwenImageLayeredPipeline`` makes."""
+    monkeypatch.setattr(pipeline_qwenimage_layered, "calculate_dimensions", lambda area, ratio: (96, 128))
+
+
 def wan_unipc():
     pipe, kwargs = tiny.wan()
     pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
@@ -272,8 +308,8 @@ def stable_audio(scheduler=None):
     return pipe, {"prompt_embeds": randn(1, 6, 8, seed=1), **negative(6, 8), **masks, "output_type": "latent"}
 
 
-class NoGuard(ModelMixin):
-    """In the place of Cosmos' safety checker, a package of its own."""
+class Nothing(ModelMixin):
+    """In the place of Cosmos' safety checker, a package of its own, and of a text encoder that is asked its type."""
 
     def __init__(self):
         super().__init__()
@@ -301,7 +337,7 @@ def cosmos():
     )
     scheduler = EDMEulerScheduler(sigma_min=0.002, sigma_max=80, sigma_data=0.5, prediction_type="epsilon")
     parts = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
-    pipe = CosmosTextToWorldPipeline(transformer=transformer, scheduler=scheduler, safety_checker=NoGuard(), **parts)
+    pipe = CosmosTextToWorldPipeline(transformer=transformer, scheduler=scheduler, safety_checker=Nothing(), **parts)
     size = {"height": 128, "width": 96, "num_frames": 17}
     return pipe, {"prompt_embeds": randn(1, 6, 16, seed=1), **negative(6, 16), **size, **LATENT}
 

@@ -12,8 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 LIKELY_BLOCKS = (16, 32, 8, 64, 4, 2, 1)
-"""Sides in pixels of a packed location, the usual ones first."""
-LARGEST_BLOCK = 128
+"""Sides in pixels of a packed location where the pipeline does not tell, the usual ones first."""
 VIDEO_AXES = ("BCFHW", "BFCHW", "BFHWC")
 GRIDS = ("FHW", "HW", "TM", "L", "S")
 """Location axes, in the order that the grid has them."""
@@ -26,8 +25,8 @@ class UnknownLayoutError(ValueError):
 
 @dataclass(frozen=True)
 class PipelineContext:
-    """What a pipeline call tells about itself. height, width: image pixels. scale: pixels a latent location.
-    frames: of a video, None for images; latent_frames: how many its latents may have, channels: how many channels, both
+    """What a pipeline call tells about itself. height, width: image pixels. scale: pixels a latent location, 1 where it
+    does not tell. frames: of a video, or images of a stack, None for one image; latent_frames: how many its latents may have, channels: how many channels, both
     empty where the pipeline does not tell; order: of the axes of its video latents, where known. audio: it makes sound.
     rehearses: it steps twice, and keeps of the first call the prediction alone."""
 
@@ -170,13 +169,12 @@ def _packed_grid(locations: int, context: PipelineContext) -> tuple[tuple[int, .
     """(grid, side of a location in pixels): the pipeline divides both sides of the image by one block and rounds
     down."""
     if context.image_size and context.frames is None:
-        for block, grid in _images_of(locations, context.image_size, LIKELY_BLOCKS):
+        for block, grid in _images_of(locations, context):
             return grid, block
     if context.image_size:
-        likely = (context.scale, 2 * context.scale, *LIKELY_BLOCKS)
         for frames in context.latent_frames:
             if locations % frames == 0:
-                for block, grid in _images_of(locations // frames, context.image_size, likely):
+                for block, grid in _images_of(locations // frames, context):
                     return (frames, *grid), block
     what = "of video" if context.frames is not None else ""
     raise UnknownLayoutError(
@@ -186,10 +184,10 @@ def _packed_grid(locations: int, context: PipelineContext) -> tuple[tuple[int, .
     )
 
 
-def _images_of(locations: int, size: tuple[int, int], likely: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, int]]]:
-    """(side of a block, (H, W)) of the images of that many blocks, the likely sides first."""
-    others = (block for block in range(1, LARGEST_BLOCK + 1) if block not in likely)
-    for block in (*likely, *others):
-        height, width = size[0] // block, size[1] // block
-        if height * width == locations:
+def _images_of(locations: int, context: PipelineContext) -> Iterator[tuple[int, tuple[int, int]]]:
+    """(side of a block, (H, W)) of the images of that many blocks. Blocks of other sides would fit many a number by
+    chance, and hold no whole latent location."""
+    for block in dict.fromkeys((context.scale, 2 * context.scale, *LIKELY_BLOCKS)):
+        height, width = context.height // block, context.width // block
+        if height * width == locations and block % context.scale == 0:
             yield block, (height, width)

@@ -46,6 +46,9 @@ def told_by_latents(pipe: Any, context: PipelineContext, given: Mapping[str, Any
         # Some pipelines are given the latents' own number here.
         more = (*_latent_frames(pipe, frames), frames)
         known["latent_frames"] = tuple(dict.fromkeys((*context.latent_frames, *more)))
+    if given.get("layers"):
+        # QwenImageLayered: the image that the layers make together comes first.
+        known |= {"frames": given["layers"] + 1, "latent_frames": (given["layers"] + 1,)}
     channels = [given.get(name) for name in ("num_channels_latents", "num_channels_vae")]
     known["channels"] = tuple(dict.fromkeys((*context.channels, *(count for count in channels if count))))
     return replace(context, **known)
