@@ -127,6 +127,33 @@ def test_wrong_axes(axes):
     assert checked_axes("BFHWC") == "BFHWC"
 
 
+GIVEN = [
+    ((1, 4, 12, 10), None, (12, 10), (10, 12)),
+    ((1, 4, 3, 12, 10), "BCFHW", (3, 12, 10), (12, 10)),
+    ((1, 6, 5), "BCL", (1, 5), (5, 1)),
+    ((1, 60, 4), None, (12, 5), (12, 6)),
+]
+
+
+@pytest.mark.parametrize(("shape", "axes", "own", "other"), GIVEN)
+def test_a_grid_is_that_of_the_latents_or_refused(shape, axes, own, other):
+    """Of latents that are not packed too, where it says nothing new."""
+    x = torch.zeros(shape)
+    assert layout_of(x, PipelineContext(), own, axes).view(x).shape[2:] == own
+    with pytest.raises(ValueError, match="grid .* does not hold|grid .* is not that of"):
+        layout_of(x, PipelineContext(), other, axes)
+
+
+def test_a_grid_that_does_not_fit_stops_the_first_step():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    handle = enable_asced(scheduler, grid=(3, 3))
+    scheduler.set_timesteps(25)
+    x = torch.zeros(1, 4, 8, 8)
+    with pytest.raises(ValueError, match=r"grid 3 x 3 is not that of .*leave grid out"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+    assert len(handle.report) == 0
+
+
 def test_what_the_user_gave_must_fit():
     with pytest.raises(ValueError, match="has 4 axes"):
         layout_of(torch.zeros(1, 6, 4), PipelineContext(), axes="BCHW")

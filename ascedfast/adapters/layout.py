@@ -63,7 +63,7 @@ def layout_of(
 ) -> Layout:
     """The layout of a sampler's latents.
 
-    Args: grid: of packed latents, axes: of any, where the user gave them.
+    Args: grid: of packed latents (of others it must be their own), axes: of any, where the user gave them.
     Raises: UnknownLayoutError; ValueError where what the user gave does not fit.
     """
     if axes is None:
@@ -71,7 +71,14 @@ def layout_of(
     elif len(axes) != x.dim():
         raise ValueError(f"axes={axes!r} has {len(axes)} axes, the latents are {tuple(x.shape)}: write {AXES}")
     if "S" not in axes:
-        return _plain(x, axes, context)
+        plain = _plain(x, axes, context)
+        own = tuple(plain.view(x).shape[2:])
+        if grid is not None and tuple(grid) != own:
+            raise ValueError(
+                f"grid {_times(grid)} is not that of the latents {tuple(x.shape)}, {_times(own)}: leave grid out, it "
+                "is for packed latents; axes= tells the order of others"
+            )
+        return plain
     locations = x.shape[axes.index("S")]
     if grid is None:
         grid, block = _packed_grid(locations, context)
@@ -82,10 +89,13 @@ def layout_of(
     for side in grid:
         held *= side
     if held != locations:
-        text = " x ".join(str(side) for side in grid)
-        raise ValueError(f"grid {text} does not hold the {locations} packed locations of {tuple(x.shape)}")
+        raise ValueError(f"grid {_times(grid)} does not hold the {locations} packed locations of {tuple(x.shape)}")
     view, latents = _permuted(axes, "BCS")
     return Layout(lambda t: view(t).unflatten(2, grid), lambda seen: latents(seen.flatten(2)), size)
+
+
+def _times(grid: tuple[int, ...]) -> str:
+    return " x ".join(str(side) for side in grid)
 
 
 def opaque(x: Tensor) -> Layout:
