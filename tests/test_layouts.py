@@ -140,7 +140,7 @@ def test_a_grid_is_that_of_the_latents_or_refused(shape, axes, own, other):
     """Of latents that are not packed too, where it says nothing new."""
     x = torch.zeros(shape)
     assert layout_of(x, PipelineContext(), own, axes).view(x).shape[2:] == own
-    with pytest.raises(ValueError, match="grid .* does not hold|grid .* is not that of"):
+    with pytest.raises(ValueError, match=r"grid .* does not hold|grid .* is not that of"):
         layout_of(x, PipelineContext(), other, axes)
 
 

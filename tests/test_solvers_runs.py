@@ -117,6 +117,28 @@ def test_a_run_may_begin_where_a_step_of_the_solver_does(name, first, asced_warn
     assert not torch.equal(states[2 * row.plan.t_c - 1], stock[2 * row.plan.t_c - 1])
 
 
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["heun", "kdpm2", "kdpm2-a", "dpm-sde", "dpm-single2"])
+def test_x0_of_a_late_run_is_the_schedulers_own_or_is_not_told(name, first):
+    told = []
+    config = AscedConfig(correct=False, record="run")
+    scheduler, handle = enabled(name, config, on_x0=lambda step, t, x0: told.append(x0.clone()))
+    solvers.set_steps(scheduler)
+    scheduler.set_begin_index(first)
+    x = noise(name) * 5
+    for call in range(first, len(scheduler.timesteps)):
+        before = len(told)
+        out = scheduler.step(tiny.randn(*x.shape, seed=call), scheduler.timesteps[call], x, return_dict=False)
+        own, x = out[1] if len(out) > 1 else scheduler.model_outputs[-1], out[0]
+        if len(told) > before:
+            torch.testing.assert_close(told[-1], own, rtol=1e-4, atol=1e-4)
+    assert bool(told) == (first % 2 == 0)
+    assert bool(handle.report[0].dynamics) == bool(told)
+    assert (handle.x0 is not None) == bool(told)
+    reason = handle.report[0].reason
+    assert told or f"set_begin_index({first - 1})" in reason
+
+
 @pytest.mark.parametrize("name", ["heun", "ddpm", "cosine-dpm2", "repaint", "edm-dpm2"])
 def test_a_run_that_broke_off_is_followed_by_a_whole_one(name):
     scheduler, handle = enabled(name)
@@ -235,3 +257,45 @@ def test_stages_of_helios_are_left_alone(asced_warnings):
     assert_same(*ran)
     assert handle.report.severity == ["unavailable"]
     assert "stages=1" in asced_warnings()[0]
+
+
+FLOW_OR_NOT = ["DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep", "SASolver"]
+MEAN, DEVIATION = 0.5, 0.3
+
+
+def gaussian_samples(scheduler):
+    """(mean, standard deviation) of what a stock scheduler draws with the exact model of white Gaussian data, at the
+    levels that the solver itself goes through."""
+    flow, kind = scheduler.config.use_flow_sigmas, scheduler.config.prediction_type
+    scheduler.set_timesteps(50)
+    x = tiny.randn(1, 4, 64, 64, dtype=torch.float64)
+    for k, t in enumerate(scheduler.timesteps):
+        s = float(scheduler.sigmas[k])
+        alpha, sigma = (1 - s, s) if flow else (1 / (1 + s * s) ** 0.5, s / (1 + s * s) ** 0.5)
+        gain = alpha * DEVIATION**2 / (alpha**2 * DEVIATION**2 + sigma**2)
+        x0 = MEAN + gain * (x - alpha * MEAN)
+        e = (x - alpha * x0) / sigma
+        m = {"epsilon": e, "v_prediction": alpha * e - sigma * x0, "flow_prediction": e - x0}[kind]
+        x = scheduler.step(m, t, x, return_dict=False)[0]
+    return float(x.mean()), float(x.std())
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow_prediction"])
+@pytest.mark.parametrize("name", FLOW_OR_NOT)
+def test_a_scheduler_that_is_wrong_itself_is_refused(name, kind, flow):
+    """Two processes in one configuration: the exact model does not give its data."""
+    options = {"tau_func": lambda t: 0} if name == "SASolver" else {}
+    scheduler = getattr(diffusers, f"{name}Scheduler")(prediction_type=kind, use_flow_sigmas=flow, **options)
+    off = max(abs(one - other) for one, other in zip(gaussian_samples(scheduler), (MEAN, DEVIATION), strict=True))
+    if off < 0.02:
+        assert enable_asced(scheduler).enabled
+        return
+    assert off > 0.25
+    cure = f"use {name}Scheduler.from_config(scheduler.config, use_flow_sigmas=True)"
+    with pytest.raises(ValueError, match=r"its own samples are wrong too\): use .*use_flow_sigmas=") as raised:
+        enable_asced(scheduler)
+    assert (cure in str(raised.value)) == (kind == "flow_prediction")
+    assert not is_asced_enabled(scheduler)
+    cured = {"use_flow_sigmas": not flow}
+    assert enable_asced(type(scheduler).from_config(scheduler.config, **cured)).enabled

@@ -26,9 +26,10 @@ class UnknownLayoutError(ValueError):
 @dataclass(frozen=True)
 class PipelineContext:
     """What a pipeline call tells about itself. height, width: image pixels. scale: pixels a latent location, 1 where it
-    does not tell. frames: of a video, or images of a stack, None for one image; latent_frames: how many its latents may have, channels: how many channels, both
-    empty where the pipeline does not tell; order: of the axes of its video latents, where known. audio: it makes sound.
-    rehearses: it steps twice, and keeps of the first call the prediction alone."""
+    does not tell. frames: of a video, or images of a stack, None for one image; latent_frames: how many its latents may
+    have, channels: how many channels, both empty where the pipeline does not tell; order: of the axes of its video
+    latents, where known. audio: it makes sound. rehearses: it steps twice, and keeps of the first call the prediction
+    alone."""
 
     generator: object = None
     height: int | None = None

@@ -19,7 +19,7 @@ from ascedfast.adapters.host_copy import HostCopy, on_host
 from ascedfast.adapters.known_runs import Kind, KnownRuns
 from ascedfast.adapters.own_x0 import own_x0, prediction_of
 from ascedfast.adapters.row_seeds import row_seeds, stand_twice
-from ascedfast.adapters.schedules import why_left_alone
+from ascedfast.adapters.schedules import begins_within_a_step, why_left_alone
 from ascedfast.adapters.support import facts_of, supported_base
 from ascedfast.adapters.targets import strays
 from ascedfast.adapters.told import COPIED, SHARED, Told
@@ -274,6 +274,7 @@ class SchedulerRun:
         engine.add_all(kind.schedule, config, seeds, first=first, left_alone=reason, keep_mask=keep)
         self._reset()
         self._layout, self._engine, self._shape, self._x0 = seen, engine, x.shape, None
+        self._tells = not begins_within_a_step(scheduler, index)
         self._counted_by_timestep = kind.facts.counts == "timestep"
         if reason is not None:
             self._told.warn(f"this run is left alone: {reason}")
@@ -363,7 +364,7 @@ class SchedulerRun:
         step = self._kind.step_at(self._index)
         if step is None:
             return  # an evaluation within a step, or one that will be done over
-        if not (self.on_x0 or self._engine.wants_step()):
+        if not self._tells or not (self.on_x0 or self._engine.wants_step()):
             self._engine.skip()
             return
         x, view, level = call["sample"], self._layout.view, self._kind.schedule.before[step]

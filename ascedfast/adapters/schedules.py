@@ -20,6 +20,11 @@ SPACES = {
     "SASolverScheduler": ("data_prediction",),
 }
 """Algorithms that remember predictions of the sample, which dynamic thresholding needs."""
+FLOW_OR_NOT = (
+    *("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler"),
+    *("UniPCMultistepScheduler", "DEISMultistepScheduler", "SASolverScheduler"),
+)
+"""``use_flow_sigmas`` says which process they step through, whatever the model predicts."""
 
 
 def refusal(scheduler: SchedulerMixin) -> str | None:
@@ -34,6 +39,17 @@ def refusal(scheduler: SchedulerMixin) -> str | None:
         return (
             f"{name} with rescale_betas_zero_snr and prediction_type='epsilon' divides by zero at its first "
             "step (its own samples are NaN too); use prediction_type='v_prediction' or rescale_betas_zero_snr=False"
+        )
+    if name in FLOW_OR_NOT and prediction == "flow_prediction" and not config.use_flow_sigmas:
+        return (
+            f"{name} with prediction_type='flow_prediction' and use_flow_sigmas=False mixes two processes "
+            f"(its own samples are wrong too): use {name}.from_config(scheduler.config, use_flow_sigmas=True)"
+        )
+    if name in FLOW_OR_NOT and prediction == "v_prediction" and config.use_flow_sigmas:
+        return (
+            f"{name} with prediction_type='v_prediction' and use_flow_sigmas=True takes alpha^2 + sigma^2 for 1, which "
+            "it is not there (its own samples are wrong too): use use_flow_sigmas=False, or "
+            "prediction_type='flow_prediction' for a model of a rectified flow"
         )
     if config.get("thresholding") and name in SPACES and config.algorithm_type not in SPACES[name]:
         kinds = " and ".join(map(repr, SPACES[name]))
@@ -98,12 +114,20 @@ def why_left_alone(scheduler: SchedulerMixin, first: int) -> str | None:
         return "FlowMatchLCMScheduler with scale_factors changes the size of its latents under way"
     if name in ("HeliosScheduler", "HeliosDMDScheduler") and scheduler.config.stages > 1:
         return f"{name} with stages: the levels of one stage are not those of the clean video; use stages=1"
-    if facts.inner and first not in facts.begins(scheduler):
+    if begins_within_a_step(scheduler, first):
+        starts = facts.begins(scheduler)
+        nearest = min(starts, key=lambda call: abs(call - first))
         return (
-            f"{name} begins in the middle of a step of its solver: begin at a call that starts one (another strength, "
-            "or number of steps)"
+            f"{name} begins in the middle of a step of its solver, so that no x0_hat can be told: begin at a call that "
+            f"starts one (set_begin_index({nearest}), another strength, or number of steps)"
         )
     return None
+
+
+def begins_within_a_step(scheduler: SchedulerMixin, first: int) -> bool:
+    """Whether the call of that index is not the first of a step of the solver."""
+    facts = facts_of(scheduler)
+    return facts.inner and first not in facts.begins(scheduler)
 
 
 def schedule_of(scheduler: SchedulerMixin) -> Schedule:
