@@ -85,18 +85,83 @@ def test_switched_to_observe_it_is_the_stocks_bits(family):
     assert [row.status for row in run.report] == ["observed"] * 2
 
 
+def half_of_the_spot():
+    """The columns up to the middle of the first row's spot."""
+    return int(UNSTEADY[0, 0].any(0).nonzero().float().mean())
+
+
 def test_a_known_region_is_never_written():
-    """The denoise mask's zeros: half of the first row's spot."""
+    """The denoise mask's zeros: what is no artifact, and nothing grows into."""
     drawn = torch.ones(SHAPE)
-    column = int(UNSTEADY[0, 0].any(0).nonzero().float().mean())
-    drawn[..., :column] = 0
+    drawn[..., : half_of_the_spot()] = 0
+    known = drawn[:, :1] == 0
+    free = Run("flow", wrapped(comfy_stub.sample_euler))
     stock = Run("flow", comfy_stub.Sampler(comfy_stub.sample_euler), drawn)
     run = Run("flow", wrapped(comfy_stub.sample_euler), drawn)
     t_c = run.report[0].plan.t_c
     moved = (stock.seen[t_c] != run.seen[t_c]).any(1, keepdim=True)
-    assert (run.report.masks_grown & (drawn[:, :1] == 0)).any()
-    assert not (moved & (drawn[:, :1] == 0)).any()
-    assert torch.equal(moved, run.report.masks_grown & (drawn[:, :1] == 1))
+    assert (free.report.masks & known).any()
+    assert torch.equal(moved, run.report.masks_grown)
+    assert moved.any()
+    assert not (moved & known).any()
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_the_nodes_mask_is_never_written(drawn):
+    """In pixels, eight a side of a location; beside a denoise mask too."""
+    node = comfyui.NODE_CLASS_MAPPINGS["AscedSampler"]
+    assert node.INPUT_TYPES()["optional"] == {"keep_mask": ("MASK",)}
+    kept = torch.zeros(1, 8 * SHAPE[2], 8 * SHAPE[3])
+    kept[..., : 8 * half_of_the_spot() - 7] = 0.25  # one column of pixels in the last location
+    keep = torch.zeros(1, 1, *SHAPE[2:], dtype=torch.bool)
+    keep[..., : half_of_the_spot()] = True
+    denoise = None
+    if drawn:
+        denoise = torch.ones(SHAPE)
+        denoise[:, :, :3] = 0
+        keep = keep | (denoise[:, :1] == 0)
+    stock = Run("eps", comfy_stub.Sampler(comfy_stub.sample_euler), denoise)
+    run = Run("eps", wrapped(comfy_stub.sample_euler, keep_mask=kept), denoise)
+    free = Run("eps", wrapped(comfy_stub.sample_euler), denoise)
+    mask = run.report.masks_grown
+    assert torch.equal(run.report.masks, free.report.masks & ~keep)
+    assert (free.report.masks & keep).any()
+    t_c = run.report[0].plan.t_c
+    assert torch.equal((stock.seen[t_c] != run.seen[t_c]).any(1, keepdim=True), mask)
+    assert mask.any()
+    assert not (mask & keep).any()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "grid"), [((64, 48), (8, 6)), ((61, 47), (8, 6)), ((3, 5), (8, 6)), ((8, 6), (8, 6))]
+)
+def test_no_marked_pixel_is_lost(pixels, grid):
+    """Whatever the sizes: every pixel alone protects all locations that it touches, and no other."""
+    height, width = pixels
+    for y, x in [(0, 0), (height - 1, width - 1), (height // 2, width // 3), (height // 3, width - 2)]:
+        mask = torch.zeros(1, height, width)
+        mask[0, y, x] = 1e-3
+        kept = comfyui.keep_mask_from(mask, grid)
+        rows, columns = (
+            [at * full < (k + 1) * side and (at + 1) * full > k * side for k in range(full)]
+            for at, full, side in ((y, grid[0], height), (x, grid[1], width))
+        )
+        assert kept.shape == (1, 1, *grid)
+        assert torch.equal(kept[0, 0], torch.tensor(rows)[:, None] & torch.tensor(columns)[None])
+
+
+def test_masks_of_several_images():
+    """Of images a mask a row; of a video a mask a frame, or one for all."""
+    masks = torch.zeros(2, 16, 16)
+    masks[1] = 1
+    assert comfyui.keep_mask_from(masks, (2, 2)).flatten(1).all(1).tolist() == [False, True]
+    assert comfyui.keep_mask_from(masks, (4, 2, 2))[0, 0].flatten(1).all(1).tolist() == [False, False, True, True]
+    assert comfyui.keep_mask_from(masks[1], (4, 2, 2)).all()
+    assert comfyui.keep_mask_from(masks[1], (2, 2)).shape == (1, 1, 2, 2)
+    with pytest.raises(ValueError, match="keep_mask has 3 rows, the run has 2"):
+        Run("eps", wrapped(comfy_stub.sample_euler, keep_mask=torch.ones(3, 16, 16)))
+    with pytest.raises(TypeError, match="must be a MASK"):
+        wrapped(comfy_stub.sample_euler, keep_mask="mask.png")
 
 
 def test_with_a_real_multistep_sampler():

@@ -61,7 +61,9 @@ def noise_between(seeds, sigma, sigma_next):
 
 
 class Run:
-    def __init__(self, sampling, name, *, asced=True, seeds=SEEDS, jumps=True, config=CONFIG, each=None, **more):
+    def __init__(
+        self, sampling, name, *, asced=True, seeds=SEEDS, jumps=True, config=CONFIG, keep_mask=None, each=None, **more
+    ):
         self.sigmas = sampling.get_sigmas_karras(STEPS, 0.05, 20.0)
         self.model = Denoiser(self.sigmas, seeds, jumps)
         self.callbacks = []
@@ -71,7 +73,7 @@ class Run:
         if name in STOCHASTIC:
             more["noise_sampler"] = functools.partial(noise_between, seeds)
         stock = getattr(sampling, f"sample_{name}")
-        self.sampler = asced_sampler(stock, config, seeds=seeds) if asced else stock
+        self.sampler = asced_sampler(stock, config, seeds=seeds, keep_mask=keep_mask) if asced else stock
         self.x = self.sampler(self.model, x, *levels, callback=each or self.callbacks.append, disable=True, **more)
         assert torch.equal(x, before)
 
@@ -161,6 +163,63 @@ def test_churn_is_corrected_at_the_level_that_the_model_sees(sampling):
     levels = run.sampler._engine._rows[0].schedule.before
     told = [(float(c["sigma_hat"]), level.sigma) for c, level in zip(run.callbacks, levels, strict=True)]
     assert all(one == pytest.approx(other, rel=1e-5) for one, other in told)
+
+
+def left(columns, rows=1):
+    keep = torch.zeros(rows, 1, *GRID, dtype=torch.bool)
+    keep[..., :columns] = True
+    return keep
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "dpmpp_3m_sde"])
+def test_what_is_protected_is_left(sampling, name):
+    stock, free = Run(sampling, name, asced=False), Run(sampling, name)
+    for keep in (left(8), torch.cat([left(8), left(20)])):
+        run = Run(sampling, name, keep_mask=keep)
+        mask = run.report.masks_grown
+        assert (free.report.masks & keep).any()
+        assert torch.equal(run.report.masks, free.report.masks & ~keep)
+        assert not (mask & keep).any()
+        for k, (x, other) in enumerate(zip(stock.model.seen, run.model.seen, strict=True)):
+            moved = (bits(x) != bits(other)).any(1, keepdim=True)
+            assert not (moved & ~mask).any()
+            assert k != run.at_t_c or torch.equal(moved, mask)
+
+
+def test_a_mask_that_does_not_fit_stops_the_run_before_it_begins(sampling):
+    sigmas, model = sampling.get_sigmas_karras(STEPS, 0.05, 20.0), Denoiser(sampling.get_sigmas_karras(STEPS, 0.05, 20))
+    for keep, words in (
+        (left(8)[..., :9], "grid 24 x 9, the latents' is 24 x 20"),
+        (left(8, 3), "3 rows, the run has"),
+    ):
+        sampler = asced_sampler(sampling.sample_euler, keep_mask=keep)
+        with pytest.raises(ValueError, match=words):
+            sampler(model, torch.zeros(2, CHANNELS, *GRID), sigmas, disable=True)
+    assert model.seen == []
+    with pytest.raises(TypeError, match="bool"):
+        asced_sampler(sampling.sample_euler, keep_mask=torch.zeros(1, 1, *GRID))
+
+
+def unsaid(model, x, sigmas, callback=None, disable=None, s_churn=None, s_tmin=None, s_tmax=None):
+    """A sampler whose churn may be left unsaid."""
+    return telling_the_start(model, x, sigmas, callback, disable)
+
+
+@pytest.mark.parametrize("argument", ["s_churn", "s_tmin", "s_tmax"])
+def test_churn_that_is_none_is_the_samplers_own_affair(sampling, argument):
+    sigmas = sampling.get_sigmas_karras(STEPS, 0.05, 20.0)
+    x = 20 * tiny.randn(2, CHANNELS, *GRID)
+    sampler = asced_sampler(unsaid, CONFIG, seeds=SEEDS)
+    sampler(Denoiser(sigmas), x, sigmas, **{"s_churn": 4.0, argument: None})
+    levels = [level.sigma for level in sampler._engine._rows[0].schedule.before]
+    churned = [sigma * (1 if argument == "s_churn" else 1 + 4 / STEPS) for sigma in sigmas[:-1].tolist()]
+    assert levels == pytest.approx(churned)
+    errors = []
+    for function in (sampling.sample_euler, asced_sampler(sampling.sample_euler, CONFIG, seeds=SEEDS)):
+        with pytest.raises(TypeError) as raised:
+            function(Denoiser(sigmas), x, sigmas, disable=True, **{argument: None})
+        errors.append(str(raised.value))
+    assert errors[0] == errors[1]
 
 
 def test_a_model_that_keeps_its_output_is_not_written_into(sampling):

@@ -10,21 +10,30 @@ It was never run inside ComfyUI. Nothing of ComfyUI is imported.
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ascedfast.adapters.k_diffusion import AscedSampler
 from ascedfast.config import AscedConfig
 from ascedfast.presets import preset
+from ascedfast.upload import upload
 
 logger = logging.getLogger("ascedfast")
 
 
 class ComfySampler(AscedSampler):
-    """A sampler function of ComfyUI that watches its runs; the report of each is logged at INFO."""
+    """A sampler function of ComfyUI that watches its runs; the report of each is logged at INFO.
+
+    Args: protected: a MASK of what is never re-noised, in pixels, see ``keep_mask_from``.
+    """
+
+    def __init__(self, sampler_fn: Callable, config: AscedConfig, protected: Tensor | None = None) -> None:
+        super().__init__(sampler_fn, config, None)
+        self.protected = protected
 
     def __call__(self, model: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         last = self._engine
@@ -50,13 +59,31 @@ class ComfySampler(AscedSampler):
             pairs.append((float(alpha), float(noise)))
         return pairs
 
-    def _known(self, extra_args: Mapping[str, Any]) -> Tensor | None:
-        """Where the denoise mask is 0 the latent image stays."""
-        mask = extra_args.get("denoise_mask")
-        return None if mask is None else mask == 0
+    def _keep_mask_of(self, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor | None:
+        """What the node was given, and where the denoise mask is 0: there the latent image stays."""
+        drawn = extra_args.get("denoise_mask")
+        known = None if drawn is None else (drawn == 0).any(1, keepdim=True)
+        if self.protected is None:
+            return known
+        keep = keep_mask_from(self.protected, x.shape[2:])
+        return keep if known is None else known | (upload(keep, x.device) if keep.is_cpu else keep.to(x.device))
 
     def _row_seeds(self, extra_args: Mapping[str, Any]) -> int | None:
         return extra_args.get("seed")
+
+
+def keep_mask_from(mask: Tensor, grid: Sequence[int]) -> Tensor:
+    """A MASK as ``keep_mask``: a location is protected if any pixel that it covers, even in part, is above 0.
+
+    Args: mask: float [.., H, W] in pixels; of a video's latents the images are frames, as ComfyUI's own masks have it.
+        grid: (H, W) or (F, H, W) of the latents.
+    Returns: bool [images, 1, H, W], or [1, 1, F, H, W].
+    """
+    marked = (mask > 0).float()
+    images = marked.reshape(-1, 1, *mask.shape[-2:])
+    if len(grid) == 2:
+        return F.adaptive_max_pool2d(images, tuple(grid)) > 0
+    return F.adaptive_max_pool3d(images.transpose(0, 1)[None], tuple(grid)) > 0
 
 
 class AscedSamplerNode:
@@ -75,24 +102,30 @@ class AscedSamplerNode:
                 "mode": (["fast", "official", "paper"],),
                 "mad_scale": ("FLOAT", {"default": 3.0, "min": 0.0, "max": 100.0, "step": 0.1}),
                 "correct": ("BOOLEAN", {"default": True}),
-            }
+            },
+            "optional": {"keep_mask": ("MASK",)},
         }
 
-    def wrap(self, sampler: Any, mode: str, mad_scale: float, correct: bool) -> tuple[Any]:
+    def wrap(
+        self, sampler: Any, mode: str, mad_scale: float, correct: bool, keep_mask: Tensor | None = None
+    ) -> tuple[Any]:
         """A copy of the sampler whose runs are watched. The sampler given is not modified.
 
-        Raises: TypeError for an object that is no ComfyUI SAMPLER; ValueError for a sampler function that cannot be
-            corrected (adaptive steps, a corrector), with the one to take instead.
+        Args: keep_mask: float [B, H, W] in pixels of any size, above 0 where nothing is to be re-noised.
+        Raises: TypeError for an object that is no ComfyUI SAMPLER, or no MASK; ValueError for a sampler function that
+            cannot be corrected (adaptive steps, a corrector), with the one to take instead.
         """
         if not callable(getattr(sampler, "sampler_function", None)):
             raise TypeError(
                 "expected a SAMPLER with a sampler_function, as KSamplerSelect gives in ComfyUI, got "
                 f"{type(sampler).__name__}"
             )
+        if keep_mask is not None and not (isinstance(keep_mask, Tensor) and keep_mask.dim() >= 2):
+            raise TypeError(f"keep_mask must be a MASK, as LoadImageMask gives, got {type(keep_mask).__name__}")
         changes = {"mad_scale": mad_scale, "correct": correct}
         config = preset("latent", **changes) if mode == "fast" else AscedConfig.for_mode(mode, **changes)
         watched = copy.copy(sampler)
-        watched.sampler_function = ComfySampler(sampler.sampler_function, config, None)
+        watched.sampler_function = ComfySampler(sampler.sampler_function, config, keep_mask)
         return (watched,)
 
 

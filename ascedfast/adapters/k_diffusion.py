@@ -26,6 +26,7 @@ from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine, begin
 from ascedfast.noise import seed_to_int64
 from ascedfast.process import sample
+from ascedfast.protected import check_keep, checked_keep_mask, keep_by_row
 from ascedfast.report import Report
 from ascedfast.schedule import Schedule
 
@@ -33,6 +34,9 @@ logger = logging.getLogger("ascedfast")
 
 REMEMBERED = 2
 """Predictions that the multistep samplers of k-diffusion look back on, at most (dpmpp_3m_sde)."""
+
+CHURN = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
+"""Arguments of the samplers that add noise first, and what k-diffusion has for a default."""
 
 _ADAPTIVE = "it chooses its steps while it runs, so T_c is not known; take dpm_fast, dpmpp_2m or another of fixed steps"
 _CORRECTOR = "its corrector rebuilds the state from the one before and would undo the correction; take dpmpp_2m"
@@ -52,13 +56,12 @@ REFUSED = {
 class WatchedModel:
     """The model of one run as the sampler sees it; every other attribute is the model's own.
 
-    Args: known: bool, broadcasts against the state: locations that are never written. callback: the user's.
+    Args: callback: the user's.
     """
 
-    def __init__(self, model: Callable, engine: Engine, known: Tensor | None, callback: Callable | None) -> None:
+    def __init__(self, model: Callable, engine: Engine, callback: Callable | None) -> None:
         self._model = model
         self._engine = engine
-        self._known = known
         self._users = callback
         plan = engine.report[0].plan
         self._t_c, self._open = plan.t_c, plan.reason is None
@@ -116,16 +119,11 @@ class WatchedModel:
             self._users(info)
 
     def _correct_(self, x: Tensor) -> Tensor | None:
-        before = None if self._known is None else x.clone()
         mask = self._engine.correct_(x)
         self._open = False
-        if mask is None:
-            return None
-        self._corrected = x
-        if before is None:
-            return mask
-        torch.where(self._known, before, x, out=x)
-        return mask & ~self._known
+        if mask is not None:
+            self._corrected = x
+        return mask
 
     def _leave(self, why: str) -> None:
         """Correct nothing in the rest of this run."""
@@ -139,7 +137,13 @@ class WatchedModel:
 class AscedSampler:
     """What ``asced_sampler`` returns: called like the sampler function. ``enabled = False`` passes calls through."""
 
-    def __init__(self, sampler_fn: Callable, config: AscedConfig | None, seeds: Sequence[int] | int | None) -> None:
+    def __init__(
+        self,
+        sampler_fn: Callable,
+        config: AscedConfig | None,
+        seeds: Sequence[int] | int | None,
+        keep_mask: Tensor | None = None,
+    ) -> None:
         if not callable(sampler_fn):
             raise TypeError(f"sampler_fn must be a sampler function, got {type(sampler_fn).__name__}")
         config = AscedConfig() if config is None else config
@@ -160,6 +164,7 @@ class AscedSampler:
         for seed in [seeds] if isinstance(seeds, int) else seeds or ():
             seed_to_int64(seed)
         self.sampler_fn, self.config, self.seeds, self.enabled = sampler_fn, config, seeds, True
+        self.keep_mask = checked_keep_mask(keep_mask)
         self._engine: Engine | None = None
         functools.update_wrapper(self, sampler_fn, updated=())
         self.__name__ = name
@@ -172,8 +177,8 @@ class AscedSampler:
     def __call__(self, model: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the sampler. Args, returns: its own. Reads the sigmas back from their device once, before the first step.
 
-        Raises: ValueError for sigmas that rise, a state that is no [B, C, H, W] or [B, C, F, H, W], or a number of
-            seeds that is not the number of rows; what the sampler raises.
+        Raises: ValueError for sigmas that rise, a state that is no [B, C, H, W] or [B, C, F, H, W], a number of seeds
+            that is not the number of rows, or a mask that does not fit; what the sampler raises.
         """
         call = self._signature.bind(model, x, *args, **kwargs)
         call.apply_defaults()
@@ -191,8 +196,10 @@ class AscedSampler:
         extra_args = given.get("extra_args") or {}
         levels = [sample(*pair) for pair in self._levels(model, _churned(sigmas, given))]
         schedule = Schedule.from_levels(levels[:-1], end=(levels[-1].alpha, levels[-1].sigma))
-        self._engine = begin(schedule, self.config, seeds=self._row_seeds(extra_args), rows=len(x))
-        watched = WatchedModel(model, self._engine, self._known(extra_args), given["callback"])
+        keep, seeds = self._keep_mask_of(x, extra_args), self._row_seeds(extra_args)
+        check_keep(keep_by_row(keep, len(x)), x.shape[2:])
+        self._engine = begin(schedule, self.config, seeds=seeds, rows=len(x), keep_mask=keep)
+        watched = WatchedModel(model, self._engine, given["callback"])
         given.update({"callback": watched.on_step, next(iter(given)): watched})
         return self.sampler_fn(*call.args, **call.kwargs)
 
@@ -200,16 +207,20 @@ class AscedSampler:
         """(alpha, sigma) of the state at each sigma."""
         return [(1.0, sigma) for sigma in sigmas]
 
-    def _known(self, extra_args: Mapping[str, Any]) -> Tensor | None:
-        """Locations that the run does not draw."""
-        return None
+    def _keep_mask_of(self, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor | None:
+        """What is protected in a run that starts from x."""
+        return self.keep_mask
 
     def _row_seeds(self, extra_args: Mapping[str, Any]) -> Sequence[int] | int | None:
         return self.seeds
 
 
 def asced_sampler(
-    sampler_fn: Callable, config: AscedConfig | None = None, *, seeds: Sequence[int] | int | None = None
+    sampler_fn: Callable,
+    config: AscedConfig | None = None,
+    *,
+    seeds: Sequence[int] | int | None = None,
+    keep_mask: Tensor | None = None,
 ) -> AscedSampler:
     """A sampler function of k-diffusion that watches its runs and repairs them at T_c.
 
@@ -219,13 +230,15 @@ def asced_sampler(
         config: default ``AscedConfig.fast()``.
         seeds: one 64-bit seed a row, for the noise of the correction; an int for all rows of one request; default: a
             fresh one, stated in the report. No generator is drawn from, the global one included.
+        keep_mask: bool [B, 1, H, W] or [B, 1, F, H, W] in locations of x, axes of 1 fit any: True where nothing is an
+            artifact and nothing is re-noised. Referred to, not modified.
     Returns: a callable with the sampler's signature; ``.report`` is of its last run, so take one for each thread.
         Mutates: the sampler's own state (never the x it is called with), inside the mask, and there what
         dpmpp_2m, dpmpp_2m_sde and dpmpp_3m_sde remember. The derivatives that lms keeps cannot be reached: for as many
         steps as its order they still pull towards the old path.
     Raises: TypeError, ValueError for what cannot be watched.
     """
-    return AscedSampler(sampler_fn, config, seeds)
+    return AscedSampler(sampler_fn, config, seeds, keep_mask)
 
 
 def _sigmas_of(given: Mapping[str, Any]) -> list[float]:
@@ -238,8 +251,9 @@ def _sigmas_of(given: Mapping[str, Any]) -> list[float]:
 
 
 def _churned(sigmas: list[float], given: Mapping[str, Any]) -> list[float]:
-    """Levels at which the model is called: Algorithm 2 of arXiv 2206.00364 adds noise first (``s_churn``)."""
-    gamma = min(given.get("s_churn", 0.0) / (len(sigmas) - 1), math.sqrt(2) - 1)
-    low, high = given.get("s_tmin", 0.0), given.get("s_tmax", math.inf)
+    """Levels at which the model is called: Algorithm 2 of arXiv 2206.00364 adds noise first (``s_churn``). None, which
+    a sampler of one's own may have for a default, says nothing."""
+    churn, low, high = (unsaid if given.get(name) is None else given[name] for name, unsaid in CHURN.items())
+    gamma = min(churn / (len(sigmas) - 1), math.sqrt(2) - 1)
     hats = [sigma * (1 + gamma) if low <= sigma <= high else sigma for sigma in sigmas[:-1]]
     return [*hats, sigmas[-1]]
