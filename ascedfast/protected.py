@@ -63,6 +63,12 @@ def keep_of_all(keeps: Sequence[Tensor | None], grid: Sequence[int], device: tor
     return torch.stack([keep.expand(*grid) for keep in there])
 
 
+def joined(keep: Tensor | None, more: Tensor) -> Tensor:
+    """What either protects, bool [R, 1, *grid] like ``more`` and on its device. Raises: as ``keep_by_row``."""
+    both = keep_of_all(keep_by_row(keep, len(more)), more.shape[2:], more.device)
+    return more if both is None else more | both[:, None]
+
+
 def unprotected(found: Detection, keep: Tensor, config: AscedConfig) -> Detection:
     """What was found outside ``keep``, bool [R, *grid]; nothing grows from within, nor into it. z and labels stay."""
     mask = found.mask & ~keep

@@ -31,7 +31,7 @@ sees is [R, C, *grid], a view: nothing is copied, and the correction writes into
 |---|---|---|
 | [B, C, H, W]; [B, C, T, M] of spectrograms | (H, W), (T, M) | the shape |
 | packed [B, S, C] | (H, W) | height and width of the call or of `prepare_latents`; else `grid=(H, W)` |
-| packed video [B, S, C] | (F, H, W) | these and num_frames; else `grid=(F, H, W)` |
+| packed video, or layers, [B, S, C] | (F, H, W) | these and num_frames, or layers; else `grid=(F, H, W)` |
 | [B, C, F, H, W], [B, F, C, H, W], [B, F, H, W, C] | (F, H, W) | frames, channels, the family; else `axes="BFCHW"` |
 | [B, C, L], [B, L, C] of sound | (1, L) | the number of channels; else `axes="BCL"` or `"BLC"` |
 | any other order | | `axes=`, as `"BHWC"` |
@@ -39,9 +39,14 @@ sees is [R, C, *grid], a view: nothing is copied, and the correction writes into
 Families of diffusers' video pipelines that are not [B, C, F, H, W]:
 {families}.
 
+A packed location is a block of pixels. Its side is the scale of the pipeline's VAE, twice that, or a usual one (a power
+of 2 up to 64) that holds whole latent locations; a grid of other blocks is not made up. QwenImageLayered's grid is
+(layers + 1, H, W): the image that the layers make together comes first.
+
 On a scheduler alone [B, C, H, W] needs nothing, all others `grid` or `axes`. A layout that stays unknown (token sets
 without a grid, other ranks) leaves the run alone: the stock's bits, severity "unavailable", one warning that says what
-to pass. What you pass and does not fit raises a ValueError at the first step, before anything is changed.
+to pass. What you pass and does not fit, a `grid` beside latents that are not packed too, raises a ValueError at the
+first step, before anything is changed.
 
 - **Regions** of a video are three-dimensional: 6 or 26 neighbours for a `connectivity` of 4 or 8, `grow` in all three
   directions. Smoothing is by frame, statistics are by sample. Areas count locations of the whole volume.
@@ -55,18 +60,27 @@ to pass. What you pass and does not fit raises a ValueError at the first step, b
   stays and the rest is the stock's. FlowMatchLCM with scale_factors: see `docs/schedulers.md`.
 - **Copies of the scheduler that a pipeline makes within its call** (LTX2's for its sound, SkyReels' for each frame):
   what they step is left alone, with one warning. In LTX2 the video is watched, in SkyReels then nothing is.
-- **per_token_timesteps** raises: `disable_asced` first.
+- **Timesteps by token** (`per_token_timesteps`: LTXCondition, run here; SanaWM, read): x0_hat is read from the level of
+  each token. Tokens that are at another level than the first step's, as a given frame is, are protected for the whole
+  run, beside `keep_mask`; that the others stay at the steps' level is taken for granted. Tokens stepped in front of the
+  video (an image for a later frame) leave no grid: the run is left alone. Such steps are never fused.
 
 ## What is never re-noised
 `enable_asced(pipe, keep_mask=mask)`, `begin(..., keep_mask=mask)`, `Engine.add(..., keep_mask=mask)`: bool
 [B, 1, *grid] in latent locations, axes of length 1 fit any. True is no artifact: it is taken out of the mask before
-that grows, nothing grows into it, and it keeps its bits at T_c. The statistics see it.
+that grows, nothing grows into it, and it keeps its bits at T_c. The statistics see it; regions, severity and, in mode
+"calibrated", the p-value are of what lies outside. A row that is protected everywhere is "clean", with severity 0 and a
+p-value of 1. A mask of numbers raises a TypeError, NaN or not: say what is protected by `mask > 0`.
 
 ```python
 keep = torch.zeros(1, 1, frames, 1, 1, dtype=torch.bool)
 keep[:, :, 0] = True  # the first frame
 handle = enable_asced(pipe, keep_mask=keep)
 ```
+
+One row is for all. Of n rows for 2n only where these are n rows twice (DiT's): the first state of the run tells, which
+waits for the device, once, in such a run only; other numbers raise a ValueError. A mask on the host is copied to the
+device without waiting; one on another device is copied when the run begins, and at T_c where rows go one by one.
 
 ## What was run
 Tiny pipelines with random weights, 25 steps, on a CPU. Each: bit-identical off, and on with nothing found; a trap in

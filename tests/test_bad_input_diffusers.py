@@ -226,13 +226,6 @@ def test_integer_timesteps_get_the_stocks_own_error(name):
         assert len(handle.report) == 0
 
 
-def test_per_token_timesteps_are_refused():
-    scheduler = tiny.set_steps(tiny.SCHEDULERS["flow"](), 10)
-    x = tiny.randn(1, 48, 4)
-    with asced(scheduler, grid=(8, 6)), pytest.raises(ValueError, match="per_token_timesteps"):
-        scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=torch.full((1, 48), 900.0))
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["ddim-eps", "euler-v", "flow", "dpm3", "ddim-sample"])
 def test_a_sample_that_is_not_finite_touches_no_other(name, value):

@@ -27,6 +27,7 @@ from diffusers import (
     Kandinsky5Transformer3DModel,
     LCMScheduler,
     LMSDiscreteScheduler,
+    LTXConditionPipeline,
     LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
@@ -104,11 +105,10 @@ def ltx():
     return pipe, {"prompt_embeds": randn(1, 6, 32, seed=1), **negative(6, 32), **masks, **size, **LATENT}
 
 
-def ltx_image_to_video():
-    """Packed [B, 3 * 16 * 16, 8], unpacked and stepped as [B, C, 2, 16, 16]: the first frame is given."""
-    video, kwargs = ltx()
+def ltx_coder():
+    """Of [B, 8, F, H, W]: 16 pixels a location, every second frame."""
     blocks, no = (8, 8, 8, 8), (False,) * 4
-    coder = tiny.weights(
+    return tiny.weights(
         lambda: AutoencoderKLLTXVideo(
             latent_channels=8,
             block_out_channels=blocks,
@@ -123,10 +123,23 @@ def ltx_image_to_video():
             patch_size=1,
         )
     )
+
+
+def ltx_image_to_video():
+    """Packed [B, 3 * 16 * 16, 8], unpacked and stepped as [B, C, 2, 16, 16]: the first frame is given."""
+    video, kwargs = ltx()
     parts = {"scheduler": video.scheduler, "transformer": video.transformer, "text_encoder": None, "tokenizer": None}
     size = {"height": 64, "width": 64, "num_frames": 9}
     image = randn(1, 3, 64, 64, seed=3).sigmoid()
-    return LTXImageToVideoPipeline(vae=coder, **parts), {**kwargs, **size, "image": image}
+    return LTXImageToVideoPipeline(vae=ltx_coder(), **parts), {**kwargs, **size, "image": image}
+
+
+def ltx_condition(**given):
+    """Packed [B, 3 * 16 * 16, 8], stepped with timesteps by token. given: image, strength, frame_index."""
+    video, kwargs = ltx()
+    parts = {"scheduler": video.scheduler, "transformer": video.transformer, "text_encoder": None, "tokenizer": None}
+    size = {"height": 64, "width": 64, "num_frames": 9}
+    return LTXConditionPipeline(vae=ltx_coder(), **parts), {**kwargs, **size, **given}
 
 
 def sana():

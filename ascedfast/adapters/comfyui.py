@@ -20,7 +20,7 @@ from torch import Tensor
 from ascedfast.adapters.k_diffusion import AscedSampler
 from ascedfast.config import AscedConfig
 from ascedfast.presets import preset
-from ascedfast.upload import upload
+from ascedfast.protected import joined
 
 logger = logging.getLogger("ascedfast")
 
@@ -66,7 +66,7 @@ class ComfySampler(AscedSampler):
         if self.protected is None:
             return known
         keep = keep_mask_from(self.protected, x.shape[2:])
-        return keep if known is None else known | (upload(keep, x.device) if keep.is_cpu else keep.to(x.device))
+        return keep if known is None else joined(keep, known.expand(len(x), *known.shape[1:]))
 
     def _row_seeds(self, extra_args: Mapping[str, Any]) -> int | None:
         return extra_args.get("seed")

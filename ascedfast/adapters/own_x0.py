@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ascedfast.adapters.per_token import TOKENS, x0_by_token
 from ascedfast.adapters.support import facts_of
 from ascedfast.process import Coefficients
 
@@ -15,8 +16,11 @@ so too, but its model never sees that state."""
 
 def own_x0(scheduler: Any, base: type, call: dict[str, Any], out: Any, level: Coefficients) -> Tensor | None:
     """The scheduler's x0_hat of the step that it has just made at ``level`` with the result ``out``, in the sampler's
-    layout; None where it is a*x + b*m, clamped or not. Dynamic thresholds depend on the whole sample, churn on noise.
+    layout; None where it is a*x + b*m, clamped or not. Dynamic thresholds depend on the whole sample, churn on noise,
+    tokens may have levels of their own.
     """
+    if call.get(TOKENS) is not None:
+        return x0_by_token(scheduler, call)
     threshold = facts_of(scheduler).threshold
     if threshold and scheduler.config.get("thresholding") and getattr(scheduler, "predict_x0", True):
         if threshold == "returned":

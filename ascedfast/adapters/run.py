@@ -18,6 +18,7 @@ from ascedfast.adapters.history import fill_argument, fill_history
 from ascedfast.adapters.host_copy import HostCopy, on_host
 from ascedfast.adapters.known_runs import Kind, KnownRuns
 from ascedfast.adapters.own_x0 import own_x0, prediction_of
+from ascedfast.adapters.per_token import TOKENS, off_level
 from ascedfast.adapters.row_seeds import row_seeds, stand_twice
 from ascedfast.adapters.schedules import begins_within_a_step, why_left_alone
 from ascedfast.adapters.support import facts_of, supported_base
@@ -26,7 +27,7 @@ from ascedfast.adapters.told import COPIED, SHARED, Told
 from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
 from ascedfast.lockstep import WARM_UP, LockstepPlan
-from ascedfast.protected import check_keep, keep_by_row
+from ascedfast.protected import check_keep, joined, keep_by_row
 from ascedfast.report import Report
 from ascedfast.rows import Row
 from ascedfast.schedule import Schedule
@@ -123,8 +124,6 @@ class SchedulerRun:
         call = dict(zip(parameters(stock), args, strict=False)) | kwargs
         if not {"model_output", "timestep", "sample"} <= call.keys():
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
-        if call.get("per_token_timesteps") is not None:
-            raise ValueError("ASCED does not support per_token_timesteps: call disable_asced first")
         if self.context is None:
             self._told.warn(COPIED if self._begun_within else SHARED)
             return stock(scheduler, *args, **kwargs)
@@ -145,7 +144,7 @@ class SchedulerRun:
             return stock(scheduler, *args, **kwargs)
         if self._shape != x.shape or index != self._last_index + 1:
             self._kind = self._known.kind(scheduler, self._host) if kind is None else kind
-            self._begin(scheduler, index, x, call.get("generator"))
+            self._begin(scheduler, index, x, call)
             self._fuse(scheduler, index, m, x)
         if self._fused is not None:
             out = self._fused.step(scheduler, m, timestep, x, {k: v for k, v in call.items() if k not in NAMED})
@@ -198,7 +197,7 @@ class SchedulerRun:
         """The stock's step, called the usual way, is the next one of a run under way, and nobody watches it."""
         if self._shape is None or self._fused is not None or self._edited is not None or self.on_x0:
             return False
-        if self.context is None or self.context.rehearses or len(args) != 3 or "per_token_timesteps" in kwargs:
+        if self.context is None or self.context.rehearses or len(args) != 3 or TOKENS in kwargs:
             return False
         _, timestep, x = args
         if not isinstance(x, Tensor) or x.shape != self._shape or self._engine.wants_step() or self._engine.due:
@@ -211,13 +210,14 @@ class SchedulerRun:
     def _fuse(self, scheduler: Any, index: int, m: Any, x: Tensor) -> None:
         """Let the run's steps be done by one launch each, where that gives the stock's bits or was asked for."""
         has_form = self._kind.base in parity.BUILDERS or self.config.form == "linear"
-        if has_form and self.caches is None and not self.on_x0 and isinstance(m, Tensor):
+        if has_form and self.caches is None and not (self.on_x0 or self._by_token) and isinstance(m, Tensor):
             host, view = self._on_host(scheduler), self._layout.view
             self._fused = fused_steps(scheduler, host, self._kind, self._known, self._engine, index, x, m, view)
         if self._fused is None and self.config.form == "linear":
             self._told.warn(
                 "form='linear' cannot serve this run (it needs a GPU, a deterministic solver without thresholding, "
-                "mode 'fast' or 'calibrated', no on_x0, no cache that skips steps): the stock step runs and is watched"
+                "mode 'fast' or 'calibrated', no on_x0, no per_token_timesteps, no cache that skips steps): the stock "
+                "step runs and is watched"
             )
         held = scheduler.__dict__  # not getattr: a scheduler looks in its configuration for what it lacks
         if self._fused is not None and held.get("_step_index", 0) is None:
@@ -229,7 +229,7 @@ class SchedulerRun:
         if self.context is None:
             self.context = layout.PipelineContext()
         self._kind = self._known.kind(scheduler, self._host)
-        self._begin(scheduler, index, x, None)
+        self._begin(scheduler, index, x, {})
         self._index = index - 1
         self._fuse(scheduler, index, m, x)
         if self._fused is not None:
@@ -256,8 +256,8 @@ class SchedulerRun:
             return self._layout.latents(self._fused.lockstep.x0)
         return self._x0
 
-    def _begin(self, scheduler: Any, index: int, x: Tensor, generator: object) -> None:
-        """Add one row a sample to a new engine."""
+    def _begin(self, scheduler: Any, index: int, x: Tensor, call: dict[str, Any]) -> None:
+        """Add one row a sample to a new engine. call: the arguments of the run's first step by name, where known."""
         kind, reason = self._kind, why_left_alone(scheduler, index)
         try:
             seen = layout.layout_of(x, self.context, self.grid, self.axes)
@@ -267,13 +267,17 @@ class SchedulerRun:
         config = replace(self.config, core_width=1) if seen.line else self.config
         engine = Engine(self._observing_plan if self.caches is None else None)
         reason = reason or (self.caches and self.caches.untold)
-        generator = self.context.generator if generator is None else generator
+        generator = self.context.generator if call.get("generator") is None else call["generator"]
         seeds = row_seeds(seen.view(x), self.seeds, generator)
         keep = None if reason is not None else self._keep_mask_of(seen.view(x))
+        by_token = call.get(TOKENS) is not None
+        if by_token and reason is None:
+            keep = joined(keep, off_level(call, seen.view))
         first = kind.step_from(index)
         engine.add_all(kind.schedule, config, seeds, first=first, left_alone=reason, keep_mask=keep)
         self._reset()
         self._layout, self._engine, self._shape, self._x0 = seen, engine, x.shape, None
+        self._by_token = by_token
         self._tells = not begins_within_a_step(scheduler, index)
         self._counted_by_timestep = kind.facts.counts == "timestep"
         if reason is not None:
