@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import tiny
+import tiny_given
 import tiny_layouts
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanModularPipeline
@@ -81,8 +82,8 @@ def test_a_pipelines_own_scale_is_a_block(scale, patch):
 @pytest.mark.parametrize("layers", [1, 3])
 def test_layers_are_a_stack_of_images(layers, monkeypatch):
     """Qwen's: the layers that were asked for, behind the image that they make together."""
-    tiny_layouts.small_layers(monkeypatch)
-    pipe, kwargs = tiny_layouts.qwen_layered(layers)
+    tiny_given.small_layers(monkeypatch)
+    pipe, kwargs = tiny_given.qwen_layered(layers)
     stock = tiny.run(pipe, kwargs)
     grid = (layers + 1, 8, 6)
     assert stock.shape == (1, layers, 3, 128, 96)
@@ -274,7 +275,7 @@ def test_a_slice_of_a_larger_tensor():
 
 
 def test_a_pipeline_that_is_given_its_first_frame():
-    pipe, kwargs = tiny_layouts.ltx_image_to_video()
+    pipe, kwargs = tiny_given.ltx_image_to_video()
     stock = tiny.run(pipe, kwargs)
     with asced(pipe, SENSITIVE) as handle:
         watched = tiny.run(pipe, kwargs)

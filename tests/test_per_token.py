@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import tiny
-import tiny_layouts
+import tiny_given
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from row_loop import bits
@@ -123,7 +123,7 @@ IMAGE = tiny.randn(1, 3, 64, 64, seed=3).sigmoid()
 def test_ltx_conditioned():
     """Its first frame is given; without one all tokens are of the step's level."""
     for given, first in (({}, 0), ({"image": IMAGE, "strength": 1.0, "frame_index": 0}, 1)):
-        pipe, kwargs = tiny_layouts.ltx_condition(**given)
+        pipe, kwargs = tiny_given.ltx_condition(**given)
         stock = tiny.run(pipe, kwargs)
         with asced(pipe, NOTHING) as handle:
             assert torch.equal(tiny.run(pipe, kwargs), stock)
@@ -141,7 +141,7 @@ def test_ltx_conditioned():
 
 def test_ltx_with_tokens_beside_its_video_is_left_alone(asced_warnings):
     """An image for a later frame is stepped in front of the video: no grid."""
-    pipe, kwargs = tiny_layouts.ltx_condition(image=IMAGE, strength=1.0, frame_index=4)
+    pipe, kwargs = tiny_given.ltx_condition(image=IMAGE, strength=1.0, frame_index=4)
     stock = tiny.run(pipe, kwargs)
     with asced(pipe, SENSITIVE) as handle:
         assert torch.equal(tiny.run(pipe, kwargs), stock)

@@ -4,8 +4,6 @@
 import tiny
 import torch
 from diffusers import (
-    AutoencoderKLLTXVideo,
-    AutoencoderKLQwenImage,
     AutoencoderOobleck,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
@@ -27,11 +25,8 @@ from diffusers import (
     Kandinsky5Transformer3DModel,
     LCMScheduler,
     LMSDiscreteScheduler,
-    LTXConditionPipeline,
-    LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
-    QwenImageLayeredPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
@@ -43,8 +38,6 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_layered
-from PIL import Image
 from tiny import SCALED, randn
 
 OFFSET = {**SCALED, "steps_offset": 1}
@@ -105,43 +98,6 @@ def ltx():
     return pipe, {"prompt_embeds": randn(1, 6, 32, seed=1), **negative(6, 32), **masks, **size, **LATENT}
 
 
-def ltx_coder():
-    """Of [B, 8, F, H, W]: 16 pixels a location, every second frame."""
-    blocks, no = (8, 8, 8, 8), (False,) * 4
-    return tiny.weights(
-        lambda: AutoencoderKLLTXVideo(
-            latent_channels=8,
-            block_out_channels=blocks,
-            decoder_block_out_channels=blocks,
-            layers_per_block=(1,) * 5,
-            decoder_layers_per_block=(1,) * 5,
-            spatio_temporal_scaling=(True, True, False, False),
-            decoder_spatio_temporal_scaling=(True, True, False, False),
-            decoder_inject_noise=(*no, False),
-            upsample_residual=no,
-            upsample_factor=(1,) * 4,
-            patch_size=1,
-        )
-    )
-
-
-def ltx_image_to_video():
-    """Packed [B, 3 * 16 * 16, 8], unpacked and stepped as [B, C, 2, 16, 16]: the first frame is given."""
-    video, kwargs = ltx()
-    parts = {"scheduler": video.scheduler, "transformer": video.transformer, "text_encoder": None, "tokenizer": None}
-    size = {"height": 64, "width": 64, "num_frames": 9}
-    image = randn(1, 3, 64, 64, seed=3).sigmoid()
-    return LTXImageToVideoPipeline(vae=ltx_coder(), **parts), {**kwargs, **size, "image": image}
-
-
-def ltx_condition(**given):
-    """Packed [B, 3 * 16 * 16, 8], stepped with timesteps by token. given: image, strength, frame_index."""
-    video, kwargs = ltx()
-    parts = {"scheduler": video.scheduler, "transformer": video.transformer, "text_encoder": None, "tokenizer": None}
-    size = {"height": 64, "width": 64, "num_frames": 9}
-    return LTXConditionPipeline(vae=ltx_coder(), **parts), {**kwargs, **size, **given}
-
-
 def sana():
     transformer = tiny.weights(
         lambda: SanaTransformer2DModel(
@@ -186,38 +142,6 @@ def qwen():
     masks = {"prompt_embeds_mask": long, "negative_prompt_embeds_mask": long}
     prompt = {"prompt_embeds": randn(1, 7, 16, seed=1), **negative(7, 16), **masks}
     return pipe, {**prompt, "true_cfg_scale": 2.0, "height": 256, "width": 192, **LATENT}
-
-
-def qwen_layered(layers=3):
-    """Packed, a stack of images: [B, 4 * 8 * 6, 16] of 128 x 96 pixels, and an image that is given. The pipeline itself
-    makes 640 x 640 pixels at least (see ``small_layers``), and raises where latents are asked for."""
-    transformer = tiny.weights(
-        lambda: QwenImageTransformer2DModel(
-            patch_size=2,
-            in_channels=16,
-            out_channels=4,
-            num_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=3,
-            joint_attention_dim=16,
-            axes_dims_rope=(8, 4, 4),
-            use_additional_t_cond=True,
-            use_layer3d_rope=True,
-        )
-    )
-    latents = {"z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
-    coder = tiny.weights(lambda: AutoencoderKLQwenImage(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **latents))
-    parts = {"vae": coder, "text_encoder": Nothing(), "tokenizer": None, "processor": None}
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    pipe = QwenImageLayeredPipeline(transformer=transformer, scheduler=scheduler, **parts)
-    prompt = {"prompt_embeds": randn(1, 7, 16, seed=1), "prompt_embeds_mask": torch.ones(1, 7, dtype=torch.long)}
-    image = Image.new("RGB", (96, 128), (90, 40, 200))
-    return pipe, {"image": [image], "prompt": [""], **prompt, "layers": layers, "output_type": "pt"}
-
-
-def small_layers(monkeypatch):
-    """Images of 128 x 96 pixels in the place of those that ``QwenImageLayeredPipeline`` makes."""
-    monkeypatch.setattr(pipeline_qwenimage_layered, "calculate_dimensions", lambda area, ratio: (96, 128))
 
 
 def wan_unipc():
