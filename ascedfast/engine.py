@@ -42,7 +42,6 @@ from ascedfast.schedule import Plan, Schedule, plan_run
 
 logger = logging.getLogger("ascedfast")
 
-
 PlanMaker = Callable[[list[Row], Tensor, Tensor], LockstepPlan]
 """Makes what rows in lockstep have in common, from them and the first observed step's x and m [R, C, *grid]."""
 
@@ -150,6 +149,14 @@ class Engine:
         self.end_lockstep()
         self._row(row).enabled = enabled
 
+    def leave_alone(self, reason: str) -> bool:
+        """Judge no row that was to be judged still: the report gives the reason. Whether there was one."""
+        self._settle()
+        coming = [row for row in self._rows.values() if row.plan.reason is None and row.detection is None]
+        for row in coming:
+            row.plan = Plan(0, 0, reason)
+        return bool(coming)
+
     @property
     def rows(self) -> tuple[int, ...]:
         """Ids in the order they were added."""
@@ -184,7 +191,9 @@ class Engine:
         return bool(watched) and all(row.detection is not None for row in watched)
 
     def skip(self, rows: Sequence[int] | None = None, *, repeated: bool = False) -> None:
-        """Count a step that nobody watches; ``repeated``: one for which a cache answered (``Row.pass_by``)."""
+        """Count a step that nobody watches; ``repeated``: a cache answered (ValueError if ``begin`` was not told)."""
+        if repeated and self._make_plan is not None:
+            raise ValueError("a cache answers for steps: say so at the start, by begin(..., caches=True)")
         if rows is None and self._lockstep is not None and not repeated:
             self._lockstep.skip()
             return
@@ -287,10 +296,7 @@ class Engine:
 
     def lockstep(self, x: Tensor, make: Callable[[list[Row]], LockstepPlan | None]) -> Lockstep | None:
         """Run all rows as one from the coming step on, with the plan that ``make`` gives. None where they cannot, or
-        it gives none.
-
-        While it lasts, a call that names rows, adds or removes one ends it; the rows go on one by one.
-        """
+        it gives none. While it lasts, a call that names, adds or removes rows ends it; they go on one by one."""
         rows = list(self._rows.values())
         if not agree(rows) or x.dtype == torch.float64:
             return None
@@ -327,7 +333,7 @@ class Engine:
             self._lockstep.reseed()
 
     def end_lockstep(self) -> None:
-        """The rows go on one by one, as after a call that names one of them."""
+        """The rows go on one by one."""
         if self._lockstep is not None:
             self._lockstep.settle()
             self._lockstep = None
@@ -368,13 +374,14 @@ def begin(
     rows: int | None = None,
     first: int = 0,
     keep_mask: Tensor | None = None,
+    caches: bool = False,
 ) -> Engine:
     """An engine whose rows all run the same schedule: the usual case.
 
     Args:
         seeds: one 64-bit seed a row; an int for one request of ``rows`` images; None: a fresh seed, see the report.
-        rows: number of rows; default: as many as seeds.
-        first: index in the schedule of the first executed step. keep_mask: as for ``Engine.add``, [R, 1, *grid].
+        rows: number of rows; default: as many as seeds. first: index in the schedule of the first executed step.
+        keep_mask: as for ``Engine.add``, [R, 1, *grid]. caches: one may answer for steps, see ``Engine.skip``.
     Raises: ValueError, TypeError, BackendError for bad settings or a number of seeds that is not the number of rows.
     """
     if rows is not None and rows < 0:
@@ -386,6 +393,6 @@ def begin(
     else:
         seed = secrets.randbits(64) if seeds is None else seeds
         pairs = [(seed, draw) for draw in range(1 if rows is None else rows)]
-    engine = Engine()
+    engine = Engine(None if caches else _new_plan)
     engine.add_all(schedule, AscedConfig() if config is None else config, pairs, first=first, keep_mask=keep_mask)
     return engine

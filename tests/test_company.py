@@ -177,12 +177,43 @@ def test_processes_that_share_a_denoiser_correct_alike(tmp_path):
     assert torch.equal(moved[-1], mask[0, 0])
 
 
-def test_the_engine_counts_an_answered_step_and_ends_lockstep_for_it():
-    schedule = Schedule.from_levels([process.flow(0.98 - k * 0.048) for k in range(20)])
-    run = begin(schedule, AscedConfig(t_c=9, window_start=2), seeds=[1])
+LEVELS = [process.flow(0.98 - k * 0.048) for k in range(20)]
+TEXTURE = {"min_area": 0, "max_area": 1e9, "core_width": 1}
+MOVES = tiny.randn(20, seed=5)
+
+
+def corrected_after(run, steps, answered=()):
+    """Watch steps of a loop of one's own, a cache answering for some of them; what is corrected after the last."""
     x = tiny.randn(1, 3, 16, 16)
-    for k in range(9):
-        run.skip(repeated=True) if k == 5 else run.observe(x, tiny.randn(1, 3, 16, 16, seed=k))
-    run.correct_(x.clone())
-    assert run.report[0].status in ("clean", "corrected")
-    assert [step for step, _ in run.report[0].dynamics] == [3, 4, 6, 7, 8]
+    for k in steps:
+        m = tiny.randn(1, 3, 16, 16, seed=k)
+        m[..., 3:9, 5:12] += 20.0 * MOVES[k]
+        run.skip(repeated=True) if k in answered else run.observe(x, m)
+    return run.correct_(x.clone())
+
+
+@pytest.mark.parametrize("answered", [(7,), (3, 6, 7), (8,)])
+def test_in_a_loop_of_ones_own_the_window_reaches_back_over_answered_steps(answered):
+    """As in the run of the computed steps alone, with a window as long."""
+    run = begin(Schedule.from_levels(LEVELS), AscedConfig(t_c=9, **TEXTURE), seeds=[1], caches=True)
+    mask, (t_c, start) = corrected_after(run, range(9), answered), (9, run.report[0].plan.start)
+    assert start >= len(answered)
+    computed = [k for k in range(20) if k not in answered]
+    config = AscedConfig(t_c=t_c - len(answered), window_start=start - len(answered), **TEXTURE)
+    twin = begin(Schedule.from_levels([LEVELS[k] for k in computed]), config, seeds=[1])
+    expected = corrected_after(twin, computed[: t_c - len(answered)])
+    assert expected.any()
+    assert not expected.all()
+    assert torch.equal(mask, expected)
+    assert run.report.severity == twin.report.severity
+    fixed = AscedConfig(t_c=9, window_start=start, **TEXTURE)
+    fixed = begin(Schedule.from_levels(LEVELS), fixed, seeds=[1], caches=True)
+    corrected_after(fixed, range(9), answered)
+    assert fixed.report.severity != twin.report.severity
+
+
+def test_an_engine_that_was_not_told_of_a_cache_says_what_to_do():
+    run = begin(Schedule.from_levels(LEVELS), AscedConfig(t_c=9), seeds=[1])
+    with pytest.raises(ValueError, match=r"begin\(\.\.\., caches=True\)"):
+        run.skip(repeated=True)
+    assert run.step_of(0) == 0
