@@ -6,12 +6,12 @@ it remembers, so counting both calls tells whatever the cache's rule is.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from ascedfast.adapters import cache_counters
 from ascedfast.report import Report
 
 HOOKS = (
@@ -28,28 +28,50 @@ HOOKS = (
 )
 """Classes of diffusers' hooks that may leave work out. TextKVCache's do not: what it keeps never changes in a run."""
 UNTOLD = "{whose} skips steps and does not tell which: disable it; diffusers' own caches are told apart"
+LATE = "a cache was enabled within the pipeline's call, before T_c: enable it before the call, or after T_c"
 
 
 class CacheWatch:
     """The caching hooks of one pipeline during one call of it.
 
-    Args: hooks: (module, hook) pairs. untold: why the run must be left alone, or None.
+    Args: hooks: (module, hook) pairs. untold: why the run must be left alone, or None. parts: the pipeline's modules
+        that have caches, or may be given one.
+    Attributes: missing: calls of the hooks less those they passed on, by samples. full: the coming step is to be
+        computed in full.
     """
 
-    def __init__(self, hooks: list[tuple[nn.Module, Any]], untold: str | None = None) -> None:
+    def __init__(
+        self, hooks: list[tuple[nn.Module, Any]], untold: str | None = None, parts: tuple[nn.Module, ...] = ()
+    ) -> None:
         self.untold = untold
+        self.missing, self.full = 0, False
         self._hooks = hooks
-        self._missing = 0
-        self._callbacks: list[tuple[Any, Callable]] = []
+        self._configs = [(part, part._cache_config) for part in parts]
+
+    @property
+    def serves(self) -> bool:
+        """A cache may answer for steps."""
+        return bool(self._hooks) or self.untold is not None
 
     def skipped(self) -> bool:
         """Whether any part of the denoiser's calls since the last question was taken from a cache.
 
         Mutates: the count, and ends what ``refresh`` asked for.
         """
-        missing, self._missing = self._missing, 0
-        self._let_skip()
+        missing, self.missing, self.full = self.missing, 0, False
         return missing > 0
+
+    def began_late(self) -> bool:
+        """Whether a cache was enabled since this was asked last: which steps it skips is not told then.
+
+        Mutates: ``untold``.
+        """
+        known = self._configs
+        self._configs = [(part, part._cache_config) for part, _ in known]
+        if not any(new is not old and new is not None for (_, old), (_, new) in zip(known, self._configs, strict=True)):
+            return False
+        self.untold = LATE
+        return True
 
     def settle(self, edited: Tensor | None, report: Report, warn: Callable[[str], None]) -> None:
         """After T_c: the caches know nothing of a correction, nor the user of a run that could not be judged.
@@ -76,46 +98,30 @@ class CacheWatch:
             for name, step in steps.items():
                 state = hook.state_manager._state_cache[name] = hook.state_manager._state_cls()
                 state.step_index = step
-            # FasterCache of a distilled model asks its empty memory, were it within its range of timesteps.
-            if type(hook).__name__.startswith("FasterCache"):
-                self._callbacks.append((hook, hook.current_timestep_callback))
-                hook.current_timestep_callback = _out_of_range
-
-    def _let_skip(self) -> None:
-        for hook, callback in self._callbacks:
-            hook.current_timestep_callback = callback
-        self._callbacks.clear()
+            # It would ask its empty memory, of a distilled model.
+            if type(hook).__name__ == "FasterCacheBlockHook":
+                hook.state.iteration = hook.block_skip_range
+        # The second call of a step may not ask what the first one left.
+        self.full = True
 
     @contextlib.contextmanager
     def counting(self) -> Iterator["CacheWatch"]:
         """Count for the length of a ``with`` block; after it the hooks are as they were."""
-        kept = []
-        for _, hook in self._hooks:
-            ref = hook.fn_ref
-            kept.append((ref, ref.forward, ref.original_forward))
-            ref.forward = self._counted(ref.forward, 1)
-            ref.original_forward = self._counted(ref.original_forward, -1)
+        cache_counters.join(self, self._hooks)
         try:
             yield self
         finally:
-            self._let_skip()
-            for ref, forward, original in kept:
-                ref.forward, ref.original_forward = forward, original
-
-    def _counted(self, forward: Callable, sign: int) -> Callable:
-        def count(*args: Any, **kwargs: Any) -> Any:
-            self._missing += sign * _rows((*args, *kwargs.values()))
-            return forward(*args, **kwargs)
-
-        return count
+            cache_counters.leave(self, self._hooks)
 
 
 @contextlib.contextmanager
-def watched(pipe: Any) -> Iterator[CacheWatch | None]:
-    """Watch the caches of a pipeline for the length of a ``with`` block; None where it has none."""
-    hooks, untold = [], None
+def watched(pipe: Any) -> Iterator[CacheWatch]:
+    """Watch the caches of a pipeline for the length of a ``with`` block."""
+    hooks, parts, untold = [], [], None
     for component in pipe.components.values():
         for module in component.modules() if isinstance(component, nn.Module) else ():
+            if hasattr(type(module), "_cache_config"):
+                parts.append(module)
             if module.__dict__.get("_is_cached"):
                 untold = UNTOLD.format(whose="cache-dit")
             registry = module.__dict__.get("_diffusers_hook")
@@ -124,17 +130,5 @@ def watched(pipe: Any) -> Iterator[CacheWatch | None]:
                     hooks.append((module, hook))
                 elif getattr(hook, "_original_decoder_stack", None) is not None:
                     untold = UNTOLD.format(whose="SeaCache of Cosmos 3")
-    if not hooks and untold is None:
-        yield None
-        return
-    with CacheWatch(hooks, untold).counting() as watch:
+    with CacheWatch(hooks, untold, tuple(parts)).counting() as watch:
         yield watch
-
-
-def _rows(values: tuple) -> int:
-    """Samples in all tensors of a call: FasterCache runs half of a guided batch."""
-    return 1 + sum(len(value) for value in values if isinstance(value, Tensor) and value.dim())
-
-
-def _out_of_range() -> float:
-    return math.inf

@@ -22,9 +22,9 @@ from ascedfast.adapters import caches, class_swap
 from ascedfast.adapters.layout import PipelineContext, checked_axes
 from ascedfast.adapters.pipeline_context import told_by_call, told_by_latents
 from ascedfast.adapters.run import OnX0, SchedulerRun
+from ascedfast.adapters.run_settings import checked_grid, checked_seeds
 from ascedfast.adapters.schedules import refusal
 from ascedfast.config import AscedConfig
-from ascedfast.noise import seed_to_int64
 from ascedfast.protected import checked_keep_mask
 from ascedfast.report import Report
 from ascedfast.schedule import Schedule
@@ -92,7 +92,7 @@ class Handle:
     def disable(self) -> None:
         """End what this handle was returned for; another scheduler that the pipeline has by now stays as it is."""
         if self.enabled:
-            class_swap.restore(self.scheduler)
+            _end(self.scheduler)
             if not is_asced_enabled(self.target):
                 class_swap.restore(self.target)
 
@@ -149,12 +149,8 @@ def enable_asced(
     scheduler = _scheduler_of(pipe_or_scheduler)
     if class_swap.STATE in scheduler.__dict__:
         raise ValueError("ASCED is already enabled here; call disable_asced first")
-    if grid is not None and (len(grid) not in (2, 3) or any(not isinstance(side, int) or side < 1 for side in grid)):
-        raise ValueError(f"grid must be (height, width) or (frames, height, width) in locations, got {grid!r}")
-    if grid is not None and axes is not None and "S" not in axes:
-        raise ValueError(f"grid is of packed latents, but axes={axes!r} has no S: give one of the two")
-    axes, keep_mask = checked_axes(axes), checked_keep_mask(keep_mask)
-    seeds = _checked_seeds(seeds)
+    grid, axes, keep_mask = checked_grid(grid, axes), checked_axes(axes), checked_keep_mask(keep_mask)
+    seeds = checked_seeds(seeds)
     why = refusal(scheduler)
     if why is not None:
         raise ValueError(why)
@@ -172,7 +168,7 @@ def enable_asced(
 def disable_asced(pipe_or_scheduler: DiffusionPipeline | SchedulerMixin) -> None:
     """Give the scheduler (and the pipeline) its own class back. Does nothing where ASCED is not enabled."""
     scheduler = _scheduler_of(pipe_or_scheduler)
-    class_swap.restore(scheduler)
+    _end(scheduler)
     if scheduler is not pipe_or_scheduler:
         class_swap.restore(pipe_or_scheduler)
 
@@ -194,22 +190,18 @@ def asced(
         handle.disable()
 
 
+def _end(scheduler: Any) -> None:
+    run = scheduler.__dict__.get(class_swap.STATE)
+    if run is not None:
+        run.leave_pipeline()  # it may be within a call
+    class_swap.restore(scheduler)
+
+
 def _scheduler_of(obj: Any) -> SchedulerMixin:
     scheduler = obj if isinstance(obj, SchedulerMixin) else getattr(obj, "scheduler", None)
     if not isinstance(scheduler, SchedulerMixin):
         raise TypeError(f"expected a diffusers pipeline or scheduler, got {type(obj).__name__}")
     return scheduler
-
-
-def _checked_seeds(seeds: Sequence[int] | int | None) -> tuple[int, ...] | int | None:
-    if seeds is None:
-        return None
-    many = (seeds,) if isinstance(seeds, int) else tuple(seeds)
-    if not many:
-        raise ValueError("seeds is empty: give one seed a sample, or None")
-    for seed in many:
-        seed_to_int64(seed)
-    return seeds if isinstance(seeds, int) else many
 
 
 def _swap_scheduler(scheduler: Any) -> Any:
@@ -254,7 +246,8 @@ def _pipeline_class(base: type) -> type:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
             return base.__call__(self, *args, **kwargs)
         call = call_signature.bind_partial(self, *args, **kwargs)
-        run.context = told_by_call(self, base, call)
+        if not run.enter_pipeline(told_by_call(self, base, call)):
+            return base.__call__(self, *args, **kwargs)
         try:
             with caches.watched(self) as run.caches:
                 return base.__call__(self, *args, **kwargs)
@@ -268,7 +261,7 @@ def _pipeline_class(base: type) -> type:
         @functools.wraps(base.prepare_latents)
         def prepare_latents(self: Any, *args: Any, **kwargs: Any) -> Any:
             run = self.scheduler.__dict__.get(class_swap.STATE)
-            if run is not None:
+            if run is not None and not run.interrupted:
                 given = latents_signature.bind_partial(self, *args, **kwargs).arguments
                 run.context = told_by_latents(self, run.context or PipelineContext(), given)
             return base.prepare_latents(self, *args, **kwargs)

@@ -52,7 +52,7 @@ class FusedSteps:
 
     def __init__(self, scheduler: SchedulerMixin, kind: Kind, lockstep: Lockstep, first: int, view: View) -> None:
         self.lockstep, self.kind, self.first, self.view = lockstep, kind, first, view
-        self.t_c = lockstep.plan.t_c
+        self.t_c: int | None = lockstep.plan.t_c
         self.edited: Tensor | None = None
         held = scheduler.__dict__  # not hasattr: a scheduler looks in its configuration for what it lacks
         self.counter = "_step_index" if "_step_index" in held else "counter" if "counter" in held else None
@@ -90,6 +90,10 @@ class FusedSteps:
             self.edited = lockstep.correct_(following)
         result = (following, own) if self.returns_x0 else (following,)
         return OUTPUTS.get(self.kind.base, SchedulerOutput)(*result) if rest.get("return_dict", True) else result
+
+    def leave_alone(self) -> None:
+        """Step on, and correct nothing."""
+        self.t_c = None
 
     def warm_up(self, scheduler: SchedulerMixin, x: Tensor, m: Tensor) -> None:
         """Compile everything that the run will launch, the repair after a correction too; the run stays where it is."""

@@ -11,8 +11,8 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from ascedfast.adapters import layout, parity
-from ascedfast.adapters.arguments import first_of, on_accelerator, parameters
-from ascedfast.adapters.caches import CacheWatch
+from ascedfast.adapters.arguments import on_accelerator, parameters
+from ascedfast.adapters.caches import LATE, CacheWatch
 from ascedfast.adapters.fused import FusedSteps, LinearSteps, fused_steps
 from ascedfast.adapters.history import fill_argument, fill_history
 from ascedfast.adapters.host_copy import HostCopy, on_host
@@ -21,9 +21,9 @@ from ascedfast.adapters.own_x0 import own_x0, prediction_of
 from ascedfast.adapters.per_token import TOKENS, off_level
 from ascedfast.adapters.row_seeds import row_seeds, stand_twice
 from ascedfast.adapters.schedules import begins_within_a_step, why_left_alone
-from ascedfast.adapters.support import facts_of, supported_base
+from ascedfast.adapters.step_index import index_of
 from ascedfast.adapters.targets import strays
-from ascedfast.adapters.told import COPIED, SHARED, Told
+from ascedfast.adapters.told import COPIED, NESTED, SHARED, Told
 from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
 from ascedfast.lockstep import WARM_UP, LockstepPlan
@@ -32,10 +32,6 @@ from ascedfast.report import Report
 from ascedfast.rows import Row
 from ascedfast.schedule import Schedule
 
-FROM_THE_FIRST = ("HeliosScheduler",)
-"""Whatever the timestep is, they begin at their first."""
-NEAREST = ("DDPMWuerstchenScheduler",)
-"""They take the timestep of theirs that lies nearest: pipelines round it."""
 OnX0 = Callable[[int, Any, Tensor], None]
 NAMED = ("model_output", "timestep", "sample")
 
@@ -62,7 +58,7 @@ class SchedulerRun:
         self.keep_mask = keep_mask
         self.on_x0 = on_x0
         self.within_pipeline = within_pipeline
-        self.leave_pipeline()
+        self.caches: CacheWatch | None = None
         self._told, self._begun_within = Told() if told is None else told, told is not None
         self._x0: Tensor | None = None
         self.sample: Tensor | None = None
@@ -71,6 +67,7 @@ class SchedulerRun:
         self._known = KnownRuns()
         self._engine: Engine | None = None
         self._reset()
+        self.leave_pipeline()
 
     def _reset(self) -> None:
         self._shape: torch.Size | None = None
@@ -86,10 +83,36 @@ class SchedulerRun:
         options = {"axes": self.axes, "keep_mask": self.keep_mask, "told": told}
         return SchedulerRun(self.config, self.seeds, self.grid, within_pipeline=within, **options)
 
+    def enter_pipeline(self, context: layout.PipelineContext) -> bool:
+        """A call of a pipeline begins; False where one is under way already: then both are left alone."""
+        if self._in_call:
+            self._interrupt()
+            return False
+        self.context, self._in_call, self._shape = context, True, None
+        return True
+
     def leave_pipeline(self) -> None:
-        """No call of the enabled pipeline is under way: what it told is forgotten."""
+        """No call of a pipeline is under way: what it told is forgotten."""
         self.context = None if self.within_pipeline else layout.PipelineContext()
-        self.caches: CacheWatch | None = None
+        self._in_call = self.interrupted = False
+        if self.caches is not None:
+            self.caches.full, self.caches = False, None
+
+    def _interrupt(self) -> None:
+        """Another pipeline steps the scheduler within the call under way."""
+        self._told.warn(NESTED)
+        self._leave_alone(NESTED)
+        self.context, self.interrupted = None, True
+
+    def _leave_alone(self, reason: str) -> bool:
+        """Whether the run under way was still to be judged; it is not any more."""
+        if self._shape is None or not self._engine.leave_alone(reason):
+            return False
+        if self._fused is None:
+            self._engine.end_lockstep()
+        else:
+            self._fused.leave_alone()
+        return True
 
     @property
     def report(self) -> Report:
@@ -104,12 +127,18 @@ class SchedulerRun:
 
     def new_timesteps(self, scheduler: Any, stock: Callable, args: tuple, kwargs: dict) -> None:
         """``set_timesteps`` was called: the next step begins a run. The last report stays until then."""
+        if self._in_call and self._leave_alone(NESTED):  # a run is cut off before its T_c
+            self._interrupt()
         self._reset()
         self._host = HostCopy(scheduler, stock, args, kwargs)
 
     def step(self, scheduler: Any, stock: Callable, args: tuple, kwargs: dict) -> Any:
         """Run the step, watch it, and correct what it returns when T_c has come."""
+        if self.context is not None and self.context.rehearses and kwargs.get("pred_original_sample") is None:
+            return stock(scheduler, *args, **kwargs)  # only to learn its prediction, then the pipeline rewinds
         self._repeats = self.caches is not None and self.caches.skipped()
+        if self.caches is not None and self.caches.began_late() and self._leave_alone(LATE):
+            self._told.warn(f"this run is left alone: {LATE}")
         fused = self._fused
         if fused is not None and len(args) == 3 and self.context is not None:
             out = fused.step(scheduler, *args, kwargs)
@@ -125,15 +154,14 @@ class SchedulerRun:
         if not {"model_output", "timestep", "sample"} <= call.keys():
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
         if self.context is None:
-            self._told.warn(COPIED if self._begun_within else SHARED)
+            self._told.warn(NESTED if self.interrupted else COPIED if self._begun_within else SHARED)
             return stock(scheduler, *args, **kwargs)
-        if self.context.rehearses and call.get("pred_original_sample") is None:
-            return stock(scheduler, *args, **kwargs)  # only to learn its prediction, then the pipeline rewinds
         m, timestep, x = call["model_output"], call["timestep"], call["sample"]
         if self._shape is None and x.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(WARM_UP)
         try:
-            index, kind = self._index_of(scheduler, timestep)
+            due = None if self._shape is None else (self._kind, self._last_index + 1)
+            index, kind = index_of(scheduler, timestep, due, self._known, self._host)
         except IndexError:  # not a timestep of this run
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
         if kind is None and self._shape is not None and index >= len(self._kind.timesteps):
@@ -151,8 +179,8 @@ class SchedulerRun:
             if out is not None:
                 return out
             # The stock's steps from here on.
-            if isinstance(self._fused, LinearSteps):  # not begun yet: what it launches is no observing step
-                self._engine.end_lockstep()
+            if isinstance(self._fused, LinearSteps) or self._fused.t_c is None:
+                self._engine.end_lockstep()  # linear steps, not begun yet, observe nothing
             self._x0, self._edited, self._index, self._fused = self.x0, self._fused.edited, self._last_index, None
         stray = strays(self._kind, index, call)
         if stray is not None and self._engine.wants_step():
@@ -168,7 +196,7 @@ class SchedulerRun:
         if self._engine.due and self._kind.may_edit_before(index + 1):
             previous = out[0] if isinstance(out, tuple) else out.prev_sample
             self._edited = self._engine.correct_(self._layout.view(previous))
-            if self.caches is not None:
+            if self._cached:
                 self.caches.settle(self._edited, self._engine.report, self._told.warn)
             if not self.on_x0 and self.config.record == "window":
                 self._x0 = None  # nothing is watched any more
@@ -207,10 +235,15 @@ class SchedulerRun:
             return on_accelerator(timestep) and following < len(self._kind.timesteps)
         return scheduler.__dict__.get("_step_index") == following
 
+    @property
+    def _cached(self) -> bool:
+        """A cache may answer for steps."""
+        return self.caches is not None and self.caches.serves
+
     def _fuse(self, scheduler: Any, index: int, m: Any, x: Tensor) -> None:
         """Let the run's steps be done by one launch each, where that gives the stock's bits or was asked for."""
         has_form = self._kind.base in parity.BUILDERS or self.config.form == "linear"
-        if has_form and self.caches is None and not (self.on_x0 or self._by_token) and isinstance(m, Tensor):
+        if has_form and not self._cached and not (self.on_x0 or self._by_token) and isinstance(m, Tensor):
             host, view = self._on_host(scheduler), self._layout.view
             self._fused = fused_steps(scheduler, host, self._kind, self._known, self._engine, index, x, m, view)
         if self._fused is None and self.config.form == "linear":
@@ -265,7 +298,7 @@ class SchedulerRun:
             seen, reason = layout.opaque(x), reason or str(error)
         # A line holds no square.
         config = replace(self.config, core_width=1) if seen.line else self.config
-        engine = Engine(self._observing_plan if self.caches is None else None)
+        engine = Engine(None if self._cached else self._observing_plan)
         reason = reason or (self.caches and self.caches.untold)
         generator = self.context.generator if call.get("generator") is None else call["generator"]
         seeds = row_seeds(seen.view(x), self.seeds, generator)
@@ -309,60 +342,6 @@ class SchedulerRun:
     def _on_host(self, scheduler: Any) -> Callable[[], SchedulerMixin]:
         """Makes what ``host_copy`` describes."""
         return functools.partial(on_host if self._host is None else self._host.of, scheduler)
-
-    def _index_of(self, scheduler: Any, timestep: Any) -> tuple[int, Kind | None]:
-        """Index of the call of ``step`` that is about to run; the kind of run where it had to be looked up."""
-        if facts_of(scheduler).counts == "index":
-            if scheduler.step_index is not None:
-                return scheduler.step_index, None
-            if getattr(scheduler, "begin_index", None) is not None:
-                return scheduler.begin_index, None
-            if supported_base(scheduler).__name__ in FROM_THE_FIRST:
-                return 0, None
-            if not hasattr(scheduler, "index_for_timestep"):
-                return self._found(scheduler, timestep)
-            place = self._place_of(scheduler, timestep)
-            if place is None:
-                found = scheduler.index_for_timestep(timestep)
-                if found is None:  # FlowMapEuler steps between any two levels
-                    raise ValueError(f"timestep {float(first_of(timestep)):g} is not one of scheduler.timesteps")
-                return found, None
-            kind = self._known.kind(scheduler, self._host)
-            if kind.timesteps.count(kind.timesteps[place]) > 1:  # stock takes the second one of equal timesteps
-                host = self._on_host(scheduler)()
-                place = host.index_for_timestep(host.timesteps[place])
-            return place, kind
-        following = self._last_index + 1
-        if self._shape is not None and following < len(self._kind.timesteps):
-            if on_accelerator(timestep):
-                return following, None  # reading the timestep back would stall the device
-            if float(first_of(timestep)) == self._kind.timesteps[following]:
-                return following, None  # some come twice
-        return self._found(scheduler, timestep)
-
-    def _found(self, scheduler: Any, timestep: Any) -> tuple[int, Kind]:
-        """Index by the value of the timestep, where it comes first."""
-        kind = self._known.kind(scheduler, self._host)
-        timesteps = kind.timesteps
-        place = None if kind.facts.calls is not None else self._place_of(scheduler, timestep)
-        value = float(first_of(timestep)) if place is None else timesteps[place]
-        if kind.base.__name__ in NEAREST:
-            value = min(timesteps, key=lambda t: abs(t - value))
-        if value not in timesteps:
-            raise ValueError(f"timestep {value:g} is not one of scheduler.timesteps {timesteps}")
-        return timesteps.index(value), kind
-
-    def _place_of(self, scheduler: Any, timestep: Any) -> int | None:
-        """Where in ``scheduler.timesteps`` a timestep on a device lies: pipelines walk through them, and reading one
-        back would stall the device. None for any other."""
-        theirs = scheduler.timesteps
-        if not on_accelerator(timestep) or timestep.device != theirs.device:
-            return None
-        after = timestep.data_ptr() - theirs.data_ptr()
-        if not after:
-            return 0
-        place, rest = divmod(after, theirs.element_size() * max(theirs.stride(0), 1))
-        return place if rest == 0 and 0 <= place < len(theirs) else None
 
     def _watch(self, scheduler: Any, call: dict[str, Any], out: Any) -> None:
         step = self._kind.step_at(self._index)

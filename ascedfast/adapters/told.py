@@ -13,6 +13,10 @@ COPIED = (
     "the pipeline steps copies of its scheduler, made within its call (as of LTX2 for its sound, of SkyReels for each "
     "frame): what they step is left alone"
 )
+NESTED = (
+    "a pipeline was called within the call of one that steps the same scheduler: both are left alone from there on; "
+    "give the inner one a scheduler of its own: pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config)"
+)
 
 
 class Told(set[str]):
