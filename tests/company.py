@@ -90,6 +90,26 @@ def sd3() -> Planted:
     return made
 
 
+def ours(module: nn.Module) -> list[str]:
+    """Names of what is ascedfast's in a module's forwards and hooks."""
+    found = []
+
+    def look(name: str, value: Any) -> None:
+        while hasattr(value, "func"):
+            value = value.func
+        if f"{type(value).__module__} {getattr(value, '__module__', '')}".count("ascedfast"):
+            found.append(name)
+
+    for name, part in module.named_modules():
+        look(f"{name}.forward", part.__dict__.get("forward"))
+        registry = part.__dict__.get("_diffusers_hook")
+        for hook in () if registry is None else registry.hooks.values():
+            for owner in (hook, hook.fn_ref, *registry._fn_refs):
+                for key, value in vars(owner).items():
+                    look(f"{name}.{type(owner).__name__}.{key}", value)
+    return found
+
+
 def _cached(made: Planted, config: Any) -> Planted:
     made.pipe.transformer.enable_cache(config)
     return made

@@ -31,6 +31,16 @@ def asced_warnings(caplog):
 
 
 @pytest.fixture
+def questions(monkeypatch):
+    """What the run was told at each step: whether anything was taken from a cache."""
+    from ascedfast.adapters import caches  # needs diffusers
+
+    told, ask = [], caches.CacheWatch.skipped
+    monkeypatch.setattr(caches.CacheWatch, "skipped", lambda self: told.append(ask(self)) or told[-1])
+    return told
+
+
+@pytest.fixture
 def poisoned_empty(monkeypatch):
     """torch.empty full of NaN: an output that a kernel leaves unwritten shows."""
     empty = torch.empty

@@ -25,26 +25,6 @@ T_C = {"faster-cache": 12}
 EAGER = AscedConfig(mad_scale=0.5, min_area=0, core_width=1)
 
 
-def ours(module):
-    """Names of what is ascedfast's in a module's forwards and hooks."""
-    found = []
-
-    def look(name, value):
-        while hasattr(value, "func"):
-            value = value.func
-        if f"{type(value).__module__} {getattr(value, '__module__', '')}".count("ascedfast"):
-            found.append(name)
-
-    for name, part in module.named_modules():
-        look(f"{name}.forward", part.__dict__.get("forward"))
-        registry = part.__dict__.get("_diffusers_hook")
-        for hook in () if registry is None else registry.hooks.values():
-            for owner in (hook, hook.fn_ref, *registry._fn_refs):
-                for key, value in vars(owner).items():
-                    look(f"{name}.{type(owner).__name__}.{key}", value)
-    return found
-
-
 def within(made, act, at):
     """Let ``act(step)`` happen at the end of a step of the next calls."""
     keep = made._keep
@@ -56,14 +36,6 @@ def within(made, act, at):
         return tensors
 
     made._keep = kept
-
-
-@pytest.fixture
-def questions(monkeypatch):
-    """What the run was told at each step: whether anything was taken from a cache."""
-    told, ask = [], caches.CacheWatch.skipped
-    monkeypatch.setattr(caches.CacheWatch, "skipped", lambda self: told.append(ask(self)) or told[-1])
-    return told
 
 
 class Cosmos:
@@ -136,7 +108,7 @@ def test_a_cache_that_is_disabled_within_a_call_takes_ours_along():
 
     def off(step):
         transformer.disable_cache()
-        copies.append((copy.deepcopy(made.pipe.transformer.transformer_blocks[0]), ours(transformer)))
+        copies.append((copy.deepcopy(made.pipe.transformer.transformer_blocks[0]), company.ours(transformer)))
 
     within(made, off, 4)
     within(twin, lambda step: twin.pipe.transformer.disable_cache(), 4)
@@ -144,7 +116,7 @@ def test_a_cache_that_is_disabled_within_a_call_takes_ours_along():
     made()
     twin()
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(made.states, twin.states, strict=True))
-    assert ours(transformer) == copies[0][1] == []
+    assert company.ours(transformer) == copies[0][1] == []
     pickle.dumps(transformer.transformer_blocks[0])
     for block in (copies[0][0], copy.deepcopy(transformer.transformer_blocks[0])):
         own = {id(part) for part in block.modules()}
@@ -158,9 +130,9 @@ def test_a_copy_of_a_cached_denoiser_within_a_call_has_nothing_of_ours(name):
     handle = enable_asced(made.pipe)
     made()
     assert handle.report[0].plan.t_c == t_c  # the copy was made between a correction and the step after it
-    assert ours(copies[0]) == ours(made.pipe.transformer) == []
+    assert company.ours(copies[0]) == company.ours(made.pipe.transformer) == []
     copies[0].disable_cache()
-    assert ours(copies[0]) == []
+    assert company.ours(copies[0]) == []
 
 
 @pytest.mark.parametrize("name", company.CACHED)
@@ -171,13 +143,13 @@ def test_a_call_that_raises_leaves_nothing_behind(name):
     expected, keep = list(made.states), made._keep
 
     def fail(step):
-        assert ours(made.pipe.transformer)  # else this test sees nothing
+        assert company.ours(made.pipe.transformer)  # else this test sees nothing
         raise KeyError(step)
 
     within(made, fail, 8)
     with pytest.raises(KeyError):
         made()
-    assert ours(made.pipe.transformer) == []
+    assert company.ours(made.pipe.transformer) == []
     made._keep = keep
     made.pipe.transformer._reset_stateful_cache()  # diffusers does so where a call ends, not where one raises
     made()
@@ -193,7 +165,7 @@ def test_disabled_right_after_a_correction_the_rest_is_the_stocks(name):
     made()
     assert handle.report[0].plan.t_c == t_c
     assert handle.report[0].status == "corrected"
-    assert ours(made.pipe.transformer) == []
+    assert company.ours(made.pipe.transformer) == []
     assert len(made.states) == company.STEPS
 
 
@@ -215,7 +187,7 @@ def test_a_call_within_a_call_on_the_same_denoiser_leaves_nothing_behind(inner_e
     arguments = {**made.arguments, "num_inference_steps": 5}
     within(made, lambda step: inner(**arguments, generator=tiny.generator(9)), 3)
     made()
-    assert ours(made.pipe.transformer) == []
+    assert company.ours(made.pipe.transformer) == []
     assert handle.report[0].status == "clean"
 
 
@@ -236,10 +208,10 @@ def test_of_two_calls_on_one_denoiser_the_first_to_begin_may_be_the_first_to_end
     other = threading.Thread(target=lambda: inner(**call))
     within(made, lambda step: other.start() or begun.wait(60), 3)
     made()
-    assert ours(made.pipe.transformer)  # the other one's
+    assert company.ours(made.pipe.transformer)  # the other one's
     may_end.set()
     other.join()
-    assert ours(made.pipe.transformer) == []
+    assert company.ours(made.pipe.transformer) == []
 
 
 class Sometimes(ModelHook):

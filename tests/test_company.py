@@ -15,7 +15,6 @@ import torch
 from row_loop import bits
 
 from ascedfast import AscedConfig, Schedule, begin, disable_asced, enable_asced, process
-from ascedfast.adapters import caches
 
 NOTHING = AscedConfig.official(mad_scale=1e9, max_area=101)
 
@@ -30,14 +29,6 @@ def stock(name):
 
 def same(states, others):
     return [torch.equal(bits(one), bits(other)) for one, other in zip(states, others, strict=True)]
-
-
-@pytest.fixture
-def questions(monkeypatch):
-    """What the run was told at each step: whether anything was taken from a cache."""
-    told, ask = [], caches.CacheWatch.skipped
-    monkeypatch.setattr(caches.CacheWatch, "skipped", lambda self: told.append(ask(self)) or told[-1])
-    return told
 
 
 @pytest.mark.parametrize("name", company.COMPANY)

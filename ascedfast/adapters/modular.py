@@ -10,31 +10,54 @@ Their loops call ``components.scheduler.step``, so the scheduler is enabled as a
 pipeline alone knows: the generators, the image size that packed latents do not show, the frames of a video.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks, OutputParam, PipelineState
+from torch import Tensor
 
-from ascedfast.adapters import class_swap
+from ascedfast.adapters import caches, class_swap
 from ascedfast.adapters.diffusers import Handle, enable_asced
-from ascedfast.adapters.layout import PipelineContext
+from ascedfast.adapters.layout import PipelineContext, checked_axes
+from ascedfast.adapters.modular_span import Span, end_others, following
 from ascedfast.adapters.pipeline_context import order_of
+from ascedfast.adapters.run import SchedulerRun
+from ascedfast.adapters.run_settings import checked_grid, checked_seeds
 from ascedfast.config import AscedConfig
+from ascedfast.protected import checked_keep_mask
 
 
 class AscedStep(ModularPipelineBlocks):
     """Watches the run that follows. Where it stands, the pipeline must have its latents and timesteps already.
 
-    Args: config: default ``AscedConfig.fast()``. seeds: as of ``enable_asced``; default: those of the generators.
-    Mutates: the scheduler's class, until ``disable_asced(pipe.scheduler)``. Output "asced": the ``Handle``.
-    Raises: when the pipeline runs, what ``enable_asced`` raises; ValueError where the scheduler is enabled already with
-        another configuration.
+    Args: config: default ``AscedConfig.fast()``. seeds, grid, axes, keep_mask: as of ``enable_asced``, for the runs
+        that this block stands before; default: what the scheduler was enabled with, or the generators' seeds. The mask
+        is copied with the blocks, as ``init_pipeline`` does.
+    Mutates: the scheduler's class, until ``disable_asced(pipe.scheduler)``; the classes of the blocks behind this one
+        while they run. Output "asced": the ``Handle``.
+    Raises: ValueError, TypeError for bad arguments; when the pipeline runs, what ``enable_asced`` raises; ValueError
+        where the scheduler is enabled already with another configuration, or where no block follows.
     """
 
-    def __init__(self, config: AscedConfig | None = None, seeds: Sequence[int] | int | None = None) -> None:
+    def __init__(
+        self,
+        config: AscedConfig | None = None,
+        seeds: Sequence[int] | int | None = None,
+        *,
+        grid: tuple[int, ...] | None = None,
+        axes: str | None = None,
+        keep_mask: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self._asced = AscedConfig() if config is None else config
-        self._seeds = seeds
+        given = {
+            "seeds": checked_seeds(seeds),
+            "grid": checked_grid(grid, axes),
+            "axes": checked_axes(axes),
+            "keep_mask": checked_keep_mask(keep_mask),
+        }
+        self._given = {name: value for name, value in given.items() if value is not None}
 
     @property
     def description(self) -> str:
@@ -49,19 +72,38 @@ class AscedStep(ModularPipelineBlocks):
         return [OutputParam("asced", type_hint=Handle, description="Report and settings of the correction.")]
 
     def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
-        """Enable ASCED on the pipeline's scheduler where it is not, and tell it of this run."""
+        """Enable ASCED on the pipeline's scheduler where it is not, and tell it of the run that follows."""
         block_state = self.get_block_state(state)
-        scheduler = components.scheduler
+        scheduler, behind = components.scheduler, following(components._blocks, self)
+        if not behind:
+            raise ValueError("AscedStep must stand in the pipeline's blocks, in front of the denoising loop")
         run = getattr(scheduler, "__dict__", {}).get(class_swap.STATE)
         if run is not None and run.config != self._asced:
             raise ValueError("ASCED is enabled on this scheduler with another configuration: call disable_asced first")
         if run is None:
-            enable_asced(scheduler, self._asced, seeds=self._seeds)
+            enable_asced(scheduler, self._asced)
             run = scheduler.__dict__[class_swap.STATE]
-        run.context = _context(components, block_state)
+        end_others(behind)
+        with contextlib.ExitStack() as opened:
+            if run.enter_pipeline(_context(components, block_state)):
+                opened.callback(run.leave_pipeline)
+                opened.enter_context(_lent(run, self._given))
+                run.caches = opened.enter_context(caches.watched(components))
+            Span(behind, opened.pop_all().close)
         block_state.asced = Handle(scheduler, scheduler, run)
         self.set_block_state(state, block_state)
         return components, state
+
+
+@contextlib.contextmanager
+def _lent(run: SchedulerRun, settings: dict[str, Any]) -> Iterator[None]:
+    """Settings of a run, in the place of those the scheduler was enabled with, for the length of a ``with`` block."""
+    own = {name: getattr(run, name) for name in settings}
+    vars(run).update(settings)
+    try:
+        yield
+    finally:
+        vars(run).update(own)
 
 
 def _context(components: Any, given: Any) -> PipelineContext:
