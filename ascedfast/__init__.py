@@ -12,14 +12,17 @@ from ascedfast.process import Coefficients
 from ascedfast.report import Region, Report, RowReport
 from ascedfast.schedule import Schedule
 from ascedfast.second_pass import SecondPass
+from ascedfast.serving_rows import BatchFullError, RowBatch
 
 _DIFFUSERS = ("asced", "disable_asced", "enable_asced", "is_asced_enabled")
 __all__ = [
     "AscedConfig",
+    "BatchFullError",
     "Coefficients",
     "Engine",
     "Region",
     "Report",
+    "RowBatch",
     "RowReport",
     "Schedule",
     "SecondPass",

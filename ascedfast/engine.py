@@ -133,9 +133,7 @@ class Engine:
     def remove(self, row: int) -> RowReport:
         """Take a row out and return its report."""
         self.end_lockstep()
-        leaving = self._row(row)
-        leaving.detach()
-        report = leaving.report()
+        report = self.report_of(row)
         del self._rows[row]
         if row in self._last[0]:
             self._last = ((), None)
@@ -143,6 +141,12 @@ class Engine:
         alive = {id(other.schedule) for other in self._rows.values()}
         self._tables = {key: table for key, table in self._tables.items() if key[0] in alive}
         return report
+
+    def report_of(self, row: int) -> RowReport:
+        """A row's report so far, in memory of its own."""
+        found = self._row(row)
+        found.detach()
+        return found.report()
 
     def set_enabled(self, row: int, enabled: bool) -> None:
         """Switch a row on or off. What was banked before stays; a gap in the window leaves the row alone."""
@@ -175,6 +179,10 @@ class Engine:
         if rows is None and self._lockstep is not None:
             return self._lockstep.wanted
         return any(row.wanted for row in self._select(rows))
+
+    def is_due(self, row: int) -> bool:
+        """Whether a row has reached T_c, and ``correct_`` has not been called since."""
+        return self._row(row).due
 
     @property
     def due(self) -> bool:

@@ -54,6 +54,31 @@ class Request:
         return m.to(x.dtype), (x0 * alpha + e * sigma).to(x.dtype)
 
 
+def mixed():
+    """Requests that differ in all that may differ."""
+    official = AscedConfig.official(min_area=5, grow=2, blur_sigma=0.5, core_width=2)
+    return [
+        Request(seed=1),
+        Request(seed=2, config=official),
+        Request(seed=3, config=AscedConfig.paper(mad_scale=5.0)),
+        Request(seed=4, schedule=flow_schedule(13, shift=5.0)),
+        Request(seed=5, schedule=eps_schedule(20, clip=1.0)),
+        Request(seed=6, config=AscedConfig(channels="max", x0_noise=0.25)),
+        Request(seed=7, enabled=False),
+        Request(seed=8, config=AscedConfig(correct=False, record="run")),
+        Request(seed=9, config=AscedConfig(connectivity=8, t_c=9, window_start=2), draw=3),
+        Request(seed=10, first=3),
+        Request(seed=11, unsteady=False),
+        Request(seed=12, spoil=(8, float("nan"))),
+        Request(seed=13, config=AscedConfig(backend="reference")),
+        Request(seed=14, toggles={6: False, 9: True}),
+        Request(seed=2**64 - 1, config=official),
+        Request(seed=-5, schedule=flow_schedule(4)),
+        Request(seed=15, spoil=(2, float("nan"))),  # before its window: nobody looks
+        Request(seed=16, config=AscedConfig.paper(mad_scale=5.0), schedule=eps_schedule(20)),
+    ]
+
+
 @dataclass
 class Result:
     x: torch.Tensor

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from row_loop import Request, eps_schedule, flow_schedule, same, serve
+from row_loop import Request, flow_schedule, mixed, same, serve
 
 from ascedfast import AscedConfig, Engine
 
@@ -15,31 +15,6 @@ NAN, INF = float("nan"), float("inf")
 
 
 WINDOW = range(5, 10)  # of Request()'s schedule: the steps that are watched
-
-
-def mixed():
-    """Requests that differ in all that may differ."""
-    official = AscedConfig.official(min_area=5, grow=2, blur_sigma=0.5, core_width=2)
-    return [
-        Request(seed=1),
-        Request(seed=2, config=official),
-        Request(seed=3, config=AscedConfig.paper(mad_scale=5.0)),
-        Request(seed=4, schedule=flow_schedule(13, shift=5.0)),
-        Request(seed=5, schedule=eps_schedule(20, clip=1.0)),
-        Request(seed=6, config=AscedConfig(channels="max", x0_noise=0.25)),
-        Request(seed=7, enabled=False),
-        Request(seed=8, config=AscedConfig(correct=False, record="run")),
-        Request(seed=9, config=AscedConfig(connectivity=8, t_c=9, window_start=2), draw=3),
-        Request(seed=10, first=3),
-        Request(seed=11, unsteady=False),
-        Request(seed=12, spoil=(8, NAN)),
-        Request(seed=13, config=AscedConfig(backend="reference")),
-        Request(seed=14, toggles={6: False, 9: True}),
-        Request(seed=2**64 - 1, config=official),
-        Request(seed=-5, schedule=flow_schedule(4)),
-        Request(seed=15, spoil=(2, NAN)),  # before its window: nobody looks
-        Request(seed=16, config=AscedConfig.paper(mad_scale=5.0), schedule=eps_schedule(20)),
-    ]
 
 
 class Alone(dict):
