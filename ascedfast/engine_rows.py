@@ -2,6 +2,7 @@
 """The rows of a ``RowBatch`` in plain torch: an ``Engine``'s."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,26 @@ class EngineRows:
     def step_of(self, row: int) -> int:
         return self._engine.step_of(row)
 
+    def knows(self, rows: Sequence[int]) -> bool:
+        """Whether these rows were named by the call before."""
+        return False
+
+    def left(self, rows: Sequence[int]) -> int:
+        """Steps until the first of these rows ends."""
+        return min((self._left(row) for row in rows), default=1)
+
+    def are_linear(self, rows: Sequence[int]) -> bool:
+        return all(self._requests[row].updates is not None for row in rows)
+
+    @property
+    def finished(self) -> tuple[int, ...]:
+        """Rows that have executed every step."""
+        return tuple(row for row in self._requests if self._left(row) == 0)
+
+    def _left(self, row: int) -> int:
+        request = self._requests[row]
+        return len(request.schedule) - request.first - self.step_of(row)
+
     def add(self, request: RowRequest) -> int:
         row = self._engine.add(
             request.schedule,
@@ -54,6 +75,12 @@ class EngineRows:
             work, ones = work_dtype(x), (1,) * (x.dim() - 1)
             kept, added = (column.view(-1, *ones) for column in torch.tensor(pairs, dtype=torch.float32).unbind(1))
             x.copy_(kept.to(x.device, work) * x.to(work) + added.to(x.device, work) * m.to(work))
+
+    def replay(self, graph: Any, rows: Sequence[int]) -> None:
+        raise RuntimeError("these rows run in plain torch: no step of theirs was captured")
+
+    def warm_up(self, row: int, x: Tensor) -> None:
+        """Nothing is compiled here."""
 
     def correct_(self, rows: Sequence[int], x: Tensor) -> tuple[int, ...]:
         due = tuple(row for row in rows if self._engine.is_due(row))

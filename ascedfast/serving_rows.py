@@ -13,12 +13,14 @@ Bits of a row are those of ``Engine`` for that request alone, whatever else is i
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ascedfast import _backend
 from ascedfast.config import MODES, AscedConfig, Mode
+from ascedfast.device_rows import DeviceRows
 from ascedfast.engine_rows import EngineRows
 from ascedfast.linear_update import deterministic_updates
 from ascedfast.lockstep import WITHOUT_GRADIENTS
@@ -80,9 +82,13 @@ class RowBatch:
         self._schedule_of, self._schedules = schedule_of, {}
         self._work = self._worker(backend)
 
-    def _worker(self, backend: str) -> EngineRows:
-        _backend.pick("step_dynamics", self.device, backend)
-        return EngineRows()
+    def _worker(self, backend: str) -> EngineRows | DeviceRows:
+        if backend == "auto" and self.dtype == torch.float64:
+            return EngineRows()  # Triton computes in float32
+        if _backend.pick("step_dynamics", self.device, backend) != "triton":
+            return EngineRows()
+        sizes = (self.max_steps, self.max_maps, self.modes)
+        return DeviceRows(self.max_rows, self.shape, self.device, self.dtype, *sizes)
 
     def add(
         self,
@@ -177,9 +183,9 @@ class RowBatch:
         """
         self._check_step(rows, x, m)
         self._check_written(x)
-        for row in rows:
-            if self._work.request(row).updates is None:
-                raise ValueError(f"row {row} has no linear update (its schedule clips, or has no noise): give updates")
+        if not self._work.are_linear(rows):
+            row = next(row for row in rows if self._work.request(row).updates is None)
+            raise ValueError(f"row {row} has no linear update (its schedule clips, or has no noise): give updates")
         if rows:
             with torch.no_grad():
                 self._work.observe(rows, x, m, solve=True)
@@ -190,14 +196,47 @@ class RowBatch:
 
         Args: rows: ids in the order of x. x: [R, *shape], the states that the solver's step has returned.
         Returns: the ids of the rows whose T_c this was: mostly none.
-        Raises: ValueError, TypeError; then x and the rows are as they were.
+        Raises: ValueError, TypeError; then x and the rows are as they were. RuntimeError while a CUDA graph is
+            captured: which rows are due is the host's to know.
         """
         self._check_rows(rows, x)
         self._check_written(x)
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("correct_ cannot be captured: replay the step, then call it (see RowBatch.replay)")
         if not rows:
             return ()
         with torch.no_grad():
             return self._work.correct_(rows, x)
+
+    def replay(self, graph: Any, rows: Sequence[int]) -> None:
+        """Do a step of these rows by a captured CUDA graph that holds one ``observe`` or ``step_`` of as many rows.
+
+        What the graph reads of them lies on the device, so that they need not be the rows it was captured with. It must
+        be captured after a step of as many rows, or ``warm_up``; ``correct_`` is not captured: call it next, as always.
+
+        Args: graph: its ``replay`` is called. Raises: ValueError where a row has no step left; then nothing was done.
+        """
+        if not self._work.knows(rows):
+            self._check_ids(rows)
+        self._check_left(rows)
+        self._work.replay(graph, rows)
+
+    def warm_up(
+        self, config: AscedConfig | None, steps: int | Schedule, *, first: int = 0, like: Tensor | None = None
+    ) -> None:
+        """Compile and put together what rows of these settings will launch, so that none of it falls into the loop.
+
+        Needs a free row, for a moment. Rows move not. Args: config, steps, first: as for ``add``. like: states to come,
+        [R, *shape], if they are not contiguous; not modified.
+        """
+        like = torch.empty((1, *self.shape), dtype=self.dtype, device=self.device) if like is None else like
+        row = self.add(config, 0, steps, first=first)
+        try:
+            self._check_state("like", like, len(like))
+            with torch.no_grad():
+                self._work.warm_up(row, torch.zeros_like(like[:1]))
+        finally:
+            self._work.discard(row)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, the others leave without a report. Raises: ValueError; then all are still there."""
@@ -239,6 +278,11 @@ class RowBatch:
         request = self._work.request(row)
         return len(request.schedule) - request.first
 
+    @property
+    def finished(self) -> tuple[int, ...]:
+        """Rows that have executed every step of their schedules."""
+        return self._work.finished
+
     def is_finished(self, row: int) -> bool:
         """Whether a row has executed every step of its schedule."""
         return self.step_of(row) == self.steps_of(row)
@@ -251,7 +295,8 @@ class RowBatch:
             raise ValueError(f"a row stands twice in {list(rows)}")
 
     def _check_rows(self, rows: Sequence[int], x: Tensor) -> None:
-        self._check_ids(rows)
+        if not self._work.knows(rows):
+            self._check_ids(rows)
         self._check_state("x", x, len(rows))
         if x.dtype != self.dtype:
             raise TypeError(f"x must be {self.dtype}, as this batch's states, got {x.dtype}")
@@ -270,9 +315,12 @@ class RowBatch:
         wide = torch.float64
         if not m.dtype.is_floating_point or (m.dtype == wide) != (x.dtype == wide):
             raise TypeError(f"m must be of a float dtype that goes with {x.dtype}, got {m.dtype}")
-        for row in rows:
-            if self.is_finished(row):
-                raise ValueError(f"row {row} has executed all its {self.steps_of(row)} steps: remove it")
+        self._check_left(rows)
+
+    def _check_left(self, rows: Sequence[int]) -> None:
+        if self._work.left(rows) <= 0:
+            row = next(row for row in rows if self.is_finished(row))
+            raise ValueError(f"row {row} has executed all its {self.steps_of(row)} steps: remove it")
 
     @staticmethod
     def _check_written(x: Tensor) -> None:

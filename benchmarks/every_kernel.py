@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ascedfast import AscedConfig, _native_cuda, ops
+from ascedfast import AscedConfig, RowBatch, Schedule, _native_cuda, ops, process
 from ascedfast.reference_scores import Gumbel
 from benchmarks.loops import Loop, randn, step_guided
 
@@ -159,6 +159,25 @@ def _temporal_severity(device: torch.device) -> None:
             ops.temporal_severity(changes, [1.0 + k for k in range(len(d))], *among, low=0.0, high=1.0, **BY_TRITON)
 
 
+def _row_batch(device: torch.device) -> None:
+    """A server's rows, in every mode and of several types, over the steps of a window and its end."""
+    schedule = Schedule.from_levels([process.flow(1 - k / 7) for k in range(7)])
+    rules = {"t_c": 4, "window_start": 0}
+    small = rules | {"min_area": 1, "core_width": 1, **BY_TRITON}
+    configs = [AscedConfig.fast(**small), AscedConfig.fast(channels="max", x0_noise=0.1, **small)]
+    configs += [make(**rules, **BY_TRITON) for make in (AscedConfig.official, AscedConfig.paper)]
+    for shape in GRIDS:
+        modes = ("fast", "official", "paper")
+        for i, x in enumerate(_states(shape, device)):
+            batch = RowBatch(shape[0], shape[1:], device, x.dtype, max_maps=3, modes=modes, backend="triton")
+            for config in configs if i == 0 else configs[:1]:
+                rows = [batch.add(config, seed, schedule) for seed in range(shape[0])]
+                for step in range(5):
+                    (batch.step_ if step else batch.observe)(rows, x, x.float())
+                    batch.correct_(rows, x)
+                batch.select([])
+
+
 CASES: dict[str, Callable[[torch.device], None]] = {
     "step_dynamics": _step_dynamics,
     "step_dynamics by patch": _patch_dynamics,
@@ -172,6 +191,7 @@ CASES: dict[str, Callable[[torch.device], None]] = {
     "dilate_mask": _dilate_mask,
     "renoise_": _renoise,
     "history_fill_": _history_fill,
+    "rows of a batch": _row_batch,
     "label_regions.cu": _label_regions_cuda,
     "medians.cu": _medians_cuda,
 }

@@ -53,6 +53,22 @@ def poisoned_empty(monkeypatch):
 
 
 @pytest.fixture
+def by_csrc(monkeypatch):
+    """csrc's launches; on a CPU emulated. Where the extension was built without CUDA a GPU has none."""
+    from ascedfast import _backend
+
+    if torch.cuda.is_available():
+        if not _backend.has_cuda():
+            pytest.skip("the extension holds no CUDA: nvcc builds it")
+        return
+    if isinstance(_backend.native(), ImportError):
+        pytest.skip("the extension is not built: a C++ compiler builds it")
+    import emulated_sequence
+
+    emulated_sequence.emulate(monkeypatch)
+
+
+@pytest.fixture
 def few_grids(monkeypatch):
     """Spares the laboratory's tests the drawing of 50,000 grids."""
     from ascedfast.lab import data

@@ -3,13 +3,14 @@
 interpreter and the C++ ops, so that what is put together can be checked without a GPU."""
 
 import ctypes
+import functools
 from typing import Any
 
 import torch
-from ascedfast.kernels import prepared
+from ascedfast.kernels import dilate_mask, prepared, renoise, robust_threshold
 from torch import Tensor
 
-from ascedfast import _backend, reference
+from ascedfast import _backend, _native_cuda, reference
 
 
 def at(address: int, like: Tensor) -> Tensor:
@@ -106,3 +107,21 @@ class Native:
     @staticmethod
     def label_regions_scratch_bytes(shape: tuple[int, ...]) -> int:
         return 48
+
+
+def emulate(monkeypatch: Any) -> None:
+    """What csrc and the driver do, for the length of a test; launches that are kept beyond it are not touched."""
+    native = Native(_backend.native())
+    monkeypatch.setattr(_backend, "native", lambda: native)
+    monkeypatch.setattr(_backend, "pick", lambda op, *_: "native" if op == "label_regions" else "triton")
+    monkeypatch.setattr(_native_cuda, "medians", medians)
+    monkeypatch.setattr(_native_cuda, "label_regions", label_regions)
+    monkeypatch.setattr(prepared.PreparedLaunch, "__call__", first_launch)
+    monkeypatch.setattr(prepared, "stream_getter", lambda: lambda device: 0)
+    for module, kept in (
+        (robust_threshold, "_prepared_statistics"),
+        (robust_threshold, "_kept"),
+        (renoise, "_prepared"),
+    ):
+        monkeypatch.setattr(module, kept, functools.cache(getattr(module, kept).__wrapped__))
+    monkeypatch.setattr(dilate_mask, "_kept", functools.cache(dilate_mask._kept.__wrapped__))

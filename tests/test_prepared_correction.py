@@ -4,16 +4,14 @@
 import io
 from functools import partial
 
-import emulated_sequence
 import pytest
 import torch
-from ascedfast.kernels import prepared
 from hypothesis import given
 from hypothesis import strategies as st
 from layouts import DEVICES, same_bits
 from null_tables import calibrated
 
-from ascedfast import AscedConfig, _backend, _native_cuda, process
+from ascedfast import AscedConfig, _backend, process
 from ascedfast.engine import Engine
 from ascedfast.lockstep import LockstepPlan
 from ascedfast.prepared_correction import Found
@@ -34,25 +32,6 @@ LARGE = {"latents of 2048": (2, 4, 256, 256), "several blocks a row": (1, 1, 500
 DTYPES = [torch.float32, torch.bfloat16, torch.float16] if DEVICE == "cuda" else [torch.float16]
 # By what the build says of itself: one that has CUDA and no LaunchSequence fails.
 needs_cuda_build = pytest.mark.skipif(not _backend.has_cuda(), reason="the extension holds no CUDA: nvcc builds it")
-
-
-@pytest.fixture
-def by_csrc(monkeypatch):
-    """csrc's launches; on a CPU emulated. Where the extension was built without CUDA a GPU has none."""
-    if DEVICE == "cuda":
-        if not _backend.has_cuda():
-            pytest.skip("the extension holds no CUDA: nvcc builds it")
-        return
-    real = _backend.native()
-    if isinstance(real, ImportError):
-        pytest.skip("the extension is not built: a C++ compiler builds it")
-    native = emulated_sequence.Native(real)
-    monkeypatch.setattr(_backend, "native", lambda: native)
-    monkeypatch.setattr(_backend, "pick", lambda op, *_: "native" if op == "label_regions" else "triton")
-    monkeypatch.setattr(_native_cuda, "medians", emulated_sequence.medians)
-    monkeypatch.setattr(_native_cuda, "label_regions", emulated_sequence.label_regions)
-    monkeypatch.setattr(prepared.PreparedLaunch, "__call__", emulated_sequence.first_launch)
-    monkeypatch.setattr(prepared, "stream_getter", lambda: lambda device: 0)
 
 
 @given(st.lists(st.integers(0, 100), max_size=6))

@@ -34,6 +34,44 @@ def _four_channels(x0, first, stride, inside, C: tl.constexpr):
 
 
 @triton.jit
+def write_noised(
+    x,  # pointers to channel 0 of the locations, written
+    x0,  # the same, fp32
+    location,  # int64 [BLOCK], in the request's own grid
+    inside,
+    x_channel,
+    x0_channel,
+    a,
+    s,
+    amount,  # read where PERTURB
+    key0,  # uint32
+    key1,
+    step,
+    draw,  # uint32, already << 16
+    C: tl.constexpr,
+    PERTURB: tl.constexpr,
+    RENOISE_PURPOSE: tl.constexpr,
+    PERTURB_PURPOSE: tl.constexpr,
+):
+    """x = a*(x0 + amount*xi) + s*e at the locations ``inside``."""
+    counter = location.to(tl.uint32)
+    for group in range((C + 3) // 4):
+        e = block_of_normals(counter, draw + group, step, RENOISE_PURPOSE, key0, key1)
+        xi = e
+        if PERTURB:
+            xi = block_of_normals(counter, draw + group, step, PERTURB_PURPOSE, key0, key1)
+        # All four before the first store, which no compiler may move a load over.
+        known = _four_channels(x0, tl.zeros_like(location) + group * 4, x0_channel, inside, C)
+        for word in tl.static_range(4):
+            channel = tl.zeros_like(location) + (group * 4 + word)
+            clean = known[word]
+            if PERTURB:
+                clean = clean + amount * xi[word]
+            y = a * clean + s * e[word]
+            tl.store(x + channel * x_channel, y.to(x.dtype.element_ty), inside & (channel < C))
+
+
+@triton.jit
 def _renoise(
     x,  # [R, C, D, H, W], fp32 | fp16 | bf16, written
     mask,  # [R, D, H, W] bool as uint8
@@ -76,29 +114,19 @@ def _renoise(
         return
     a = tl.load(alpha + row)
     s = tl.load(sigma + row)
+    amount = a
     if PERTURB:
         amount = tl.load(x0_noise + row)
     seed = tl.load(seeds + row).to(tl.uint64, bitcast=True)
     key0, key1 = (seed & 0xFFFFFFFF).to(tl.uint32), (seed >> 32).to(tl.uint32)
     step = tl.load(steps + row).to(tl.uint32)
     draw = tl.load(draws + row).to(tl.uint32) << 16
-    counter = location.to(tl.uint32)
     x += row * x_row + offset_of(location, height, width, x_d, x_h, x_w)
     x0 += row * x0_row + offset_of(location, height, width, x0_d, x0_h, x0_w)
-    for group in range((C + 3) // 4):
-        e = block_of_normals(counter, draw + group, step, RENOISE_PURPOSE, key0, key1)
-        xi = e
-        if PERTURB:
-            xi = block_of_normals(counter, draw + group, step, PERTURB_PURPOSE, key0, key1)
-        # All four before the first store, which no compiler may move a load over.
-        known = _four_channels(x0, tl.zeros_like(location) + group * 4, x0_channel, inside, C)
-        for word in tl.static_range(4):
-            channel = tl.zeros_like(location) + (group * 4 + word)
-            clean = known[word]
-            if PERTURB:
-                clean = clean + amount * xi[word]
-            y = a * clean + s * e[word]
-            tl.store(x + channel * x_channel, y.to(x.dtype.element_ty), inside & (channel < C))
+    write_noised(
+        x, x0, location, inside, x_channel, x0_channel, a, s, amount, key0, key1, step, draw, C, PERTURB,
+        RENOISE_PURPOSE, PERTURB_PURPOSE,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=KEPT)
