@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ascedfast._version import __version__
+from ascedfast.batch.cli import batch
 from ascedfast.calibration.cli import calibrate, p_values, table_of
 from ascedfast.config import MODES, AscedConfig
 from ascedfast.console import (
@@ -146,6 +147,7 @@ def generate(
 
 
 app.command()(calibrate)
+app.command()(batch)
 
 
 @app.command()
