@@ -2,14 +2,16 @@
 """``ascedfast batch``: its options and what it prints. Heavy imports wait for the command."""
 
 import json
+import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from ascedfast.console import Json, check_writable, fail, progress_bar, quiet_diffusers
+from ascedfast.console import Json, check_writable, fail, progress_bar
 
 
 def batch(
@@ -34,14 +36,12 @@ def batch(
     """Draw a table of requests with Ray Data, each exactly once. The same command goes on where it was stopped."""
     try:
         import pyarrow  # noqa: F401
-        import pydantic  # noqa: F401
         import ray.data
     except ModuleNotFoundError as error:
         fail(f"ascedfast batch needs {error.name}: pip install -c constraints.txt -e '.[serve]'")
     from ascedfast.batch.command import run_batch
 
     check_writable(out)
-    quiet_diffusers()
     began = time.perf_counter()
     options = {
         "pipeline": pipeline,
@@ -52,7 +52,8 @@ def batch(
         "exact": exact,
     }
     try:
-        with progress_bar(f"requests of {source.name}") as advance:
+        # Ray tells of a worker's death on standard output, which is for the result.
+        with redirect_stdout(sys.stderr), progress_bar(f"requests of {source.name}") as advance:
             summary = run_batch(source, out, progress=advance, **options)
     except ray.exceptions.RayError as error:  # first: it may pass for what a worker raised, too
         fail(f"stopped: {_last_line(error)}; the same command goes on from there")

@@ -7,10 +7,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 
 from ascedfast._version import __version__
@@ -50,7 +50,7 @@ def manifest_of(
         "ascedfast": __version__,
         "noise": NOISE_VERSION,
         "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
+        "diffusers": version("diffusers"),
     }
 
 
