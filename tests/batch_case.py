@@ -165,9 +165,9 @@ class Command:
         self.process.communicate()
 
     def wait_for_the_rest(self, seconds=60):
-        """Until Ray has noticed the driver's death."""
-        psutil.wait_procs(list(self.seen.values()), timeout=seconds)
-        for one in self.below():  # ours, and no use to anyone
+        """Until the workers have noticed the driver's death; Ray's own helpers take a minute, and are ended here."""
+        psutil.wait_procs(self.workers(), timeout=seconds)
+        for one in self.below():
             one.kill()
 
     def finish(self, seconds=200):

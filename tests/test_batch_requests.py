@@ -5,7 +5,9 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 import random
+import signal
 import sys
 
 import numpy as np
@@ -17,10 +19,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ascedfast.batch import command
-from ascedfast.batch.requests import TableError, read_requests
 from ascedfast.batch.results import file_name
 from ascedfast.batch.worker import Worker
-from ascedfast.calibration.packaged import packaged_table
 from ascedfast.cli import app
 
 
@@ -136,10 +136,54 @@ def test_a_shard_that_is_there_is_not_drawn_again(run, tmp_path, loads):
     """Ray gives a dead worker's shards again, all of them."""
     rows = [{"id": "a", "seed": 1, "steps": 8}]
     run(rows)
-    settings = command.Settings(tmp_path / "no pipeline", tmp_path / "out", None, True, "cpu")
+    settings = command.Settings(tmp_path / "no pipeline", tmp_path / "out", None, True, "cpu", 1)
     text = json.dumps([[0, rows[0]]])
     done = Worker(settings)({"shard": np.array([0]), "requests": np.array([text])})
     assert done["requests"].tolist() == [1]
+
+
+def died(out, name, times):
+    """Processes are killed while they try something."""
+    for _ in range(times):
+        if (child := os.fork()) == 0:
+            with command.Folder(out).attempt(name):
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_request_that_kills_its_workers(run, tmp_path, monkeypatch):
+    out, drawn = tmp_path / "out", command._drawn
+
+    def after_deaths(*arguments):
+        died(out, "row-1", 3)
+        died(out, "row-2", 2)
+        died(out, "row-10", 9)
+        return drawn(*arguments)
+
+    monkeypatch.setattr(command, "_drawn", after_deaths)
+    rows = [{"id": f"r{i}", "seed": i, "steps": 8} for i in range(4)]
+    run(rows)
+    found = results_of(out)
+    assert [found[row["id"]]["error"] for row in rows] == [None, "killed 3 workers", None, None]
+    assert found["r1"]["status"] == "failed"
+    monkeypatch.setattr(command, "_drawn", drawn)
+    (out / "shards" / "00000000.parquet").unlink()  # what a person does who wants it tried again
+    run(rows)
+    assert results_of(out)["r1"]["error"] is None
+
+
+def test_a_pipeline_that_kills_its_workers(run, tmp_path, monkeypatch, loads):
+    out, drawn = tmp_path / "out", command._drawn
+    for times, stops in [(4, True), (3, False)]:  # one of them may be loading now
+
+        def after_deaths(*arguments, times=times):
+            died(out, "load", times)
+            return drawn(*arguments)
+
+        monkeypatch.setattr(command, "_drawn", after_deaths)
+        with pytest.raises(MemoryError, match="num-workers") if stops else contextlib.nullcontext():
+            run([{"id": "a", "seed": 1, "steps": 4}])
+        assert len(loads) == (not stops)
 
 
 BAD_ROWS = {
@@ -208,50 +252,6 @@ def test_ids_that_are_no_file_names(run, tmp_path):
     found = results_of(tmp_path / "out")
     assert [found[id]["image"] for id in ids] == [f"images/{name}.png" for name in names]
     assert all((tmp_path / "out" / row["image"]).is_file() for row in found.values())
-
-
-@pytest.mark.parametrize(
-    ("table", "words"),
-    [
-        (pa.table({"id": ["a", "b", "a"], "seed": [1, 2, 3]}), "'a' (rows 0, 2)"),
-        (pa.table({"id": ["a"]}), "no column 'seed'"),
-        (pa.table({"id": ["a"], "seed": [1], "step": [3]}), "did you mean 'steps'"),
-        (pa.table({"id": [1], "seed": [1]}), "ids are strings"),
-        (pa.table([["a"], [1], [2]], names=["id", "seed", "seed"]), "2 columns 'seed'"),
-        (None, "cannot be read as a parquet file"),
-    ],
-    ids=["twice", "no seeds", "unknown column", "numbers", "two columns", "no parquet"],
-)
-def test_tables_of_which_nothing_is_run(table, words, run, tmp_path, loads):
-    path = tmp_path / "in.parquet"
-    path.write_bytes(b"id,seed\na,1\n") if table is None else pq.write_table(table, path)
-    with pytest.raises(TableError) as caught:
-        run(path)
-    assert words in str(caught.value)
-    assert not (tmp_path / "out").exists()
-    assert not loads
-
-
-def test_columns_of_other_types(tmp_path):
-    """Categories, floats and words for yes and no are read; a folder named like a value adds no column."""
-    folder = tmp_path / "day=3"
-    folder.mkdir()
-    ids = pa.array(["a", "b"]).dictionary_encode()
-    table = pa.table({"id": ids, "seed": [1.0, 2.0], "asced": ["off", "on"], "steps": pa.array([None, 7], pa.int32())})
-    pq.write_table(table, folder / "in.parquet")
-    found = read_requests(folder / "in.parquet")
-    assert [(row, one.id, one.seed, one.asced, one.steps) for row, one in found.good] == [
-        (0, "a", 1, False, 25),
-        (1, "b", 2, True, 7),
-    ]
-
-
-def test_calibrated_rows(tmp_path):
-    rows = [{"id": "a", "seed": 1, "mode": "calibrated", "rate": 0.1}, {"id": "b", "seed": 1, "rate": None}]
-    rows += [{"id": "c", "seed": 1, "mode": "calibrated", "rate": 1e-9}]
-    found = read_requests(write_table(tmp_path / "in.parquet", rows), packaged_table())
-    assert found.good[0][1].config(packaged_table()).rate == 0.1
-    assert [one.id for one in found.bad] == ["c"]
 
 
 def test_prompts_and_what_a_pipeline_cannot_run(run, tmp_path, pipeline):

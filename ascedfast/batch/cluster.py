@@ -37,7 +37,7 @@ def cluster(num_workers: int | None, num_gpus: float, most: int) -> Iterator[int
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
         options = {} if os.environ.get("RAY_ADDRESS") else _local(min(num_workers or _cores(), most))
-        ray.init(logging_level=logging.WARNING, log_to_driver=False, **options)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     try:
         has = ray.cluster_resources()
         fit = int(has.get("CPU", 0))

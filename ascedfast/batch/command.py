@@ -21,8 +21,6 @@ from ascedfast.calibration.table import NullTable
 
 PACKAGED = Path(__file__).parent.parent / "assets" / "emoji64-dit"
 BATCH_SIZE = 4
-RESTARTS = 4
-"""Of a worker that dies, before its requests are taken for the cause and the run stops."""
 BLOCKS = 1024
 """Most pieces in which the shards are given to workers."""
 
@@ -82,8 +80,8 @@ def run_batch(
         drawn = sum(len(shards[number]) for number in left)
         progress(len(requests) - drawn, len(requests))
         if left:
-            settings = Settings(model, folder.path, nulls, exact, device)
             with cluster(num_workers, num_gpus, len(left)) as workers:
+                settings = Settings(model, folder.path, nulls, exact, device, workers)
                 count = len(requests) - drawn
                 for more in _drawn({number: shards[number] for number in left}, settings, workers, num_gpus):
                     count += more
@@ -118,7 +116,6 @@ def _drawn(shards: dict[int, Shard], settings: Settings, workers: int, num_gpus:
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
         num_gpus=num_gpus,
-        ray_remote_args_fn=lambda: {"max_restarts": RESTARTS, "max_task_retries": RESTARTS},
     )
     for counts in data.iter_batches(batch_size=None, batch_format="numpy"):
         yield int(counts["requests"].sum())

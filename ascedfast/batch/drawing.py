@@ -14,6 +14,7 @@ from ascedfast.adapters.diffusers import asced
 from ascedfast.adapters.pipeline_folder import call_arguments, images_of, load_pipeline
 from ascedfast.batch.requests import Request
 from ascedfast.batch.results import Folder
+from ascedfast.batch.worker import DEATHS
 from ascedfast.calibration.table import NullTable
 from ascedfast.report import UNAVAILABLE, Report
 
@@ -49,7 +50,10 @@ class Artist:
             groups.setdefault(key, []).append((row, one))
         told = {row: {"row": row, "id": one.id} for row, one in rows}
         for group in groups.values():
-            for (row, _), more in zip(group, self._together([one for _, one in group]), strict=True):
+            requests = [one for _, one in group]
+            with self._folder.attempt(f"row-{group[0][0]}") as deaths:
+                drawn = self._together(requests) if deaths < DEATHS else _failed(requests, f"killed {deaths} workers")
+            for (row, _), more in zip(group, drawn, strict=True):
                 told[row] |= more
         return list(told.values())
 
@@ -58,7 +62,7 @@ class Artist:
         first, seeds = requests[0], [one.seed for one in requests]
         if self._takes_prompt != (first.prompt is not None):
             words = "needs one" if self._takes_prompt else "takes none"
-            return [{"status": "failed", "error": f"prompt: a {self._name} {words}"}] * len(requests)
+            return _failed(requests, f"prompt: a {self._name} {words}")
         arguments = call_arguments(self._pipe, n=len(seeds), steps=first.steps, prompt=first.prompt, seeds=seeds)
         if first.prompt is not None:
             arguments["prompt"] = [one.prompt for one in requests]
@@ -68,8 +72,7 @@ class Artist:
             with watched as handle:
                 output = self._pipe(**arguments)
         except OF_THE_REQUEST as error:
-            why = f"{type(error).__name__}: {str(error)[:500]}"
-            return [{"status": "failed", "error": why}] * len(requests)
+            return _failed(requests, f"{type(error).__name__}: {str(error)[:500]}")
         report = None if handle is None else handle.report
         return [
             {"image": self._folder.write_image("images", one.id, image), **self._told(one, report, i)}
@@ -94,3 +97,7 @@ class Artist:
             mask[report.masks_image()[i, 0].cpu()] = GREY["found"]
             told["mask"] = self._folder.write_image("masks", request.id, Image.fromarray(mask.numpy()))
         return told
+
+
+def _failed(requests: list[Request], error: str) -> list[dict[str, Any]]:
+    return [{"status": "failed", "error": error}] * len(requests)

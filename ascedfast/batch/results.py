@@ -7,12 +7,13 @@ A shard is written last, and by its own name: where it is, its requests are done
 the same files. Nothing is seen half written.
 """
 
+import contextlib
 import io
 import json
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -105,8 +106,20 @@ class Folder:
         self._write_table(RESULTS, table)
         return table
 
+    @contextlib.contextmanager
+    def attempt(self, name: str) -> Iterator[int]:
+        """While something is tried that may kill the process. Yields: how often ``name`` is being tried elsewhere, or
+        was when its process died, in this run."""
+        mark = self.path / "unfinished" / f"{name}.{secrets.token_hex(8)}"
+        before = sum(1 for _ in mark.parent.glob(f"{name}.*"))
+        mark.touch()
+        try:
+            yield before
+        finally:
+            mark.unlink(missing_ok=True)
+
     def tidy(self) -> None:
-        """Remove what a killed run left half written."""
+        """Remove what an earlier run left half written or half tried."""
         for part in (self.path / "unfinished").iterdir():
             part.unlink(missing_ok=True)
 

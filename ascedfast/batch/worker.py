@@ -16,17 +16,21 @@ from ascedfast.calibration.table import NullTable
 if TYPE_CHECKING:
     from ascedfast.batch.drawing import Artist
 
+DEATHS = 3
+"""Of workers, before what they did is taken for the cause."""
+
 
 @dataclass(frozen=True)
 class Settings:
     """What all workers share. table: of sound runs. exact: a request's network calls are its own; else those of a shard
-    that agree in their settings run as one batch. device: "cpu" or "cuda"."""
+    that agree in their settings run as one batch. device: "cpu" or "cuda". workers: how many there are."""
 
     pipeline: Path
     out: Path
     table: NullTable | None
     exact: bool
     device: str
+    workers: int
 
 
 class Worker:
@@ -53,4 +57,10 @@ class Worker:
         from ascedfast.batch.drawing import Artist
 
         one = self._settings
-        return Artist(one.pipeline, one.device, one.table, self._folder)
+        with self._folder.attempt("load") as others:
+            if others >= one.workers + DEATHS:  # Ray would begin it anew for ever
+                raise MemoryError(
+                    f"workers died {DEATHS} times or more while they loaded {one.pipeline}: a smaller --num-workers "
+                    "leaves each more memory"
+                )
+            return Artist(one.pipeline, one.device, one.table, self._folder)
