@@ -2,11 +2,13 @@
 """``ascedfast batch`` below Ray: what a table and a folder may hold, and what a request's bits depend on."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
 import os
 import random
+import shutil
 import signal
 import sys
 
@@ -40,11 +42,11 @@ def loads(monkeypatch):
         loaded.append(folder)
         return load(folder, device)
 
-    def drawn(shards, settings, workers, num_gpus):
+    def drawn(shards, settings, num_gpus):
         worker = Worker(settings)
         for number, shard in shards.items():
             text = json.dumps([(row, one.model_dump(exclude_none=True)) for row, one in shard])
-            yield int(worker({"shard": np.array([number]), "requests": np.array([text])})["requests"].sum())
+            yield worker({"shard": np.array([number]), "requests": np.array([text])})
 
     monkeypatch.setattr(drawing, "load_pipeline", counted)
     monkeypatch.setattr(command, "cluster", lambda *_: contextlib.nullcontext(1))
@@ -181,7 +183,7 @@ def test_a_pipeline_that_kills_its_workers(run, tmp_path, monkeypatch, loads):
             return drawn(*arguments)
 
         monkeypatch.setattr(command, "_drawn", after_deaths)
-        with pytest.raises(MemoryError, match="num-workers") if stops else contextlib.nullcontext():
+        with pytest.raises(command.StoppedError, match="num-workers") if stops else contextlib.nullcontext():
             run([{"id": "a", "seed": 1, "steps": 4}])
         assert len(loads) == (not stops)
 
@@ -351,6 +353,37 @@ def test_command_refuses(run, tmp_path):
         assert done.exit_code == 2, done.output
         assert words in " ".join(done.output.split())
         assert not (tmp_path / "out").exists()
+
+
+def test_a_pipeline_that_cannot_be_loaded(run, tmp_path, pipeline):
+    folder = shutil.copytree(pipeline, tmp_path / "damaged")
+    weights = next(folder.rglob("*.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    table = write_table(tmp_path / "in.parquet", [{"id": "a", "seed": 1, "steps": 4}])
+    done = invoke("--in", table, "--out", tmp_path / "out", "--pipeline", folder)
+    assert done.exit_code == 2
+    said = " ".join(done.output.split())
+    assert "is damaged" in said
+    assert "what was finished is kept" in said
+    weights.write_bytes(whole)  # another pipeline, but nothing was drawn with the first
+    assert run(table, pipeline=folder).drawn == 1
+
+
+def test_a_disk_that_is_full(run, tmp_path, monkeypatch):
+    """The run stops, and goes on when there is room."""
+    rows, write = [{"id": f"r{i}", "seed": i, "steps": 4} for i in range(3)], command.Folder.write
+
+    def full(folder, name, data):
+        if name == "images/r1.png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, name, data)
+
+    monkeypatch.setattr(command.Folder, "write", full)
+    with pytest.raises(command.StoppedError, match="No space left"):
+        run(rows, batch_size=1)
+    monkeypatch.setattr(command.Folder, "write", write)
+    assert run(rows, batch_size=1).drawn == 2
 
 
 @pytest.mark.parametrize("name", ["ray", "pyarrow"])

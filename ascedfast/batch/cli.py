@@ -39,7 +39,7 @@ def batch(
         import ray.data
     except ModuleNotFoundError as error:
         fail(f"ascedfast batch needs {error.name}: pip install -c constraints.txt -e '.[serve]'")
-    from ascedfast.batch.command import run_batch
+    from ascedfast.batch.command import StoppedError, run_batch
 
     check_writable(out)
     began = time.perf_counter()
@@ -55,8 +55,8 @@ def batch(
         # Ray tells of a worker's death on standard output, which is for the result.
         with redirect_stdout(sys.stderr), progress_bar(f"requests of {source.name}") as advance:
             summary = run_batch(source, out, progress=advance, **options)
-    except ray.exceptions.RayError as error:  # first: it may pass for what a worker raised, too
-        fail(f"stopped: {_last_line(error)}; the same command goes on from there")
+    except (StoppedError, ray.exceptions.RayError) as error:
+        fail(f"stopped: {error}; what was finished is kept, the same command goes on")
     except (OSError, ValueError) as error:
         fail(str(error))
     seconds = time.perf_counter() - began
@@ -68,8 +68,3 @@ def batch(
     line = f"{sum(summary.statuses.values())} requests: {counts}; {summary.drawn} drawn now, {seconds:.1f} s"
     Console().print(line, highlight=False, markup=False, soft_wrap=True)
     Console().print(f"wrote {summary.results}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _last_line(error: Exception) -> str:
-    """Of a worker's traceback: what it raised."""
-    return [line.strip() for line in str(error).splitlines() if line.strip()][-1][:500]

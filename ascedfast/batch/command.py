@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 
@@ -23,6 +24,11 @@ PACKAGED = Path(__file__).parent.parent / "assets" / "emoji64-dit"
 BATCH_SIZE = 4
 BLOCKS = 1024
 """Most pieces in which the shards are given to workers."""
+
+
+class StoppedError(RuntimeError):
+    """Why a worker could not go on. What was finished is kept."""
+
 
 Shard = list[tuple[int, Request]]
 
@@ -61,7 +67,7 @@ def run_batch(
             with the same settings are drawn together, which a GPU does faster.
         progress: called as progress(done, total), in requests.
     Raises: ValueError (TableError, FolderError, FolderInUseError, ClusterError), OSError: what cannot be used, and why.
-        ray.exceptions.RayError: the run was stopped; the same call goes on with it.
+        StoppedError, ray.exceptions.RayError: the run cannot go on; once the cause is mended the same call does.
     """
     if batch_size < 1 or num_gpus < 0 or (num_workers is not None and num_workers < 1):
         raise ValueError(
@@ -83,8 +89,10 @@ def run_batch(
             with cluster(num_workers, num_gpus, len(left)) as workers:
                 settings = Settings(model, folder.path, nulls, exact, device, workers)
                 count = len(requests) - drawn
-                for more in _drawn({number: shards[number] for number in left}, settings, workers, num_gpus):
-                    count += more
+                for finished in _drawn({number: shards[number] for number in left}, settings, num_gpus):
+                    if why := next(filter(None, finished["stopped"]), None):
+                        raise StoppedError(str(why))
+                    count += int(finished["requests"].sum())
                     progress(count, len(requests))
             done |= {number: folder.read_shard(number) for number in left}
         results = folder.write_results(requests, [finished for finished in done.values() if finished is not None])
@@ -103,8 +111,8 @@ def _shards(requests: Requests, size: int) -> list[Shard]:
     return [list(requests.good[i : i + size]) for i in range(0, len(requests.good), size)]
 
 
-def _drawn(shards: dict[int, Shard], settings: Settings, workers: int, num_gpus: float) -> Iterator[int]:
-    """Draw the shards; yields how many requests are finished, as they are."""
+def _drawn(shards: dict[int, Shard], settings: Settings, num_gpus: float) -> Iterator[dict[str, np.ndarray]]:
+    """Draw the shards; yields what ``Worker`` returns, as they are finished."""
     items = [
         {"shard": number, "requests": json.dumps([(row, one.model_dump(exclude_none=True)) for row, one in shard])}
         for number, shard in shards.items()
@@ -113,12 +121,11 @@ def _drawn(shards: dict[int, Shard], settings: Settings, workers: int, num_gpus:
         Worker,
         fn_constructor_args=(settings,),
         batch_size=1,  # shard by shard: they are equal however Ray cuts its blocks
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        compute=ray.data.ActorPoolStrategy(size=settings.workers),
         num_cpus=1,
         num_gpus=num_gpus,
     )
-    for counts in data.iter_batches(batch_size=None, batch_format="numpy"):
-        yield int(counts["requests"].sum())
+    yield from data.iter_batches(batch_size=None, batch_format="numpy")
 
 
 def _counted(results: pa.Table) -> dict[str, int]:

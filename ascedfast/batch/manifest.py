@@ -70,8 +70,7 @@ def claimed(folder: Folder, manifest: dict[str, Any]) -> Iterator[None]:
         _check(folder, manifest)
         folder.make()
         folder.tidy()
-        if folder.read_manifest() is None:
-            folder.write_manifest(manifest)
+        folder.write_manifest(manifest)
         yield
 
 
@@ -81,14 +80,14 @@ def _check(folder: Folder, manifest: dict[str, Any]) -> None:
         begun = folder.read_manifest()
     except ValueError as error:
         raise FolderInUseError(f"{path}/manifest.json is damaged ({error}): give another --out") from error
+    written = [f"{name}/{one}" for name in FOLDERS[:-1] for one in _listed(path / name)]
     if begun is None:
-        others = sorted(name for name in os.listdir(path) if name not in (LOCK, *FOLDERS))
-        others += [f"{name}/{one}" for name in FOLDERS[:-1] for one in _listed(path / name)]
+        others = sorted(name for name in os.listdir(path) if name not in (LOCK, *FOLDERS)) + written
         if others:
             raise FolderInUseError(f"{path} holds other files ({others[0]}): give a new or an empty folder as --out")
         return
     changed = [key for key in {**begun, **manifest} if begun.get(key) != manifest.get(key)]
-    if changed:
+    if changed and written:
         told = [WORDS.get(key, f"{key} {begun.get(key)}, not {manifest.get(key)}") for key in changed]
         raise FolderInUseError(
             f"{path} was begun with {'; '.join(told)}: give another --out, or go on with what it was begun with"

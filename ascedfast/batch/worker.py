@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 DEATHS = 3
 """Of workers, before what they did is taken for the cause."""
+STOPPING = (MemoryError, OSError, RuntimeError, ValueError)
+"""What no request is to blame for: a pipeline that cannot be loaded, a full disk, memory, a device. Told as a value:
+of an exception Ray makes a page."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,25 @@ class Worker:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Args: batch: "shard": int [S]; "requests": JSON [S], each a list of [row, request]. Returns: "requests": int
-        [S], how many each shard held. Writes the images, the masks and, last, the shards."""
-        counts = []
+        [S], how many each shard held; "stopped": str [S], "" or why the batch cannot go on. Writes the images, the
+        masks and, last, the shards."""
+        counts, stopped = [], []
         for shard, text in zip(batch["shard"], batch["requests"], strict=True):
             rows = [(row, Request.model_validate(request)) for row, request in json.loads(text)]
             counts.append(len(rows))
-            if self._folder.read_shard(int(shard)) is None:  # after a worker's death Ray gives all its shards again
-                self._folder.write_shard(int(shard), self._artist.draw(rows, self._settings.exact))
-        return {"requests": np.array(counts)}
+            try:
+                self._finish(int(shard), rows)
+            except STOPPING as error:
+                stopped.append(str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+            else:
+                stopped.append("")
+        return {"requests": np.array(counts), "stopped": np.array(stopped)}
 
-    # Not in __init__: what the first call raises reaches the driver as it is. The driver needs no diffusers.
+    def _finish(self, shard: int, rows: list[tuple[int, Request]]) -> None:
+        if self._folder.read_shard(shard) is None:  # after a worker's death Ray gives all its shards again
+            self._folder.write_shard(shard, self._artist.draw(rows, self._settings.exact))
+
+    # Not in __init__: a failure there would have Ray begin the worker anew. The driver needs no diffusers.
     @functools.cached_property
     def _artist(self) -> "Artist":
         from ascedfast.batch.drawing import Artist
