@@ -32,6 +32,7 @@ from ascedfast.console import (
 )
 from ascedfast.lab.cli import app as lab_app
 from ascedfast.report import Report
+from ascedfast.server.cli import serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -148,6 +149,7 @@ def generate(
 
 app.command()(calibrate)
 app.command()(batch)
+app.command()(serve)
 
 
 @app.command()

@@ -44,6 +44,14 @@ def source_sha256(root: Path = ROOT) -> str:
     return _sha256(engine_files(root), root)
 
 
+def server_sha256(root: Path = ROOT) -> str:
+    """The same of those files, ``ascedfast/server/`` and the programs that measure it."""
+    folders = ("ascedfast/server", "benchmarks/serving")
+    return _sha256(
+        [*engine_files(root), *(p for folder in folders for p in sorted((root / folder).glob("*.py")))], root
+    )
+
+
 def sha256_of_tests(root: Path = ROOT) -> str:
     """The same of the tests, less the laboratory's: none of them needs a GPU."""
     return _sha256([path for path in sorted((root / "tests").rglob("*.py")) if "lab_" not in path.name], root)

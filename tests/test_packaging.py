@@ -200,9 +200,8 @@ def pure_wheel(tmp_path_factory):
 @needs_build
 def test_wheel_holds_the_package_and_nothing_else(pure_wheel):
     names = names_in(pure_wheel)
-    shipped = {
-        path for folder in ("assets", "templates", "lab/weights") for path in (ROOT / "ascedfast" / folder).rglob("*")
-    }
+    folders = ("assets", "templates", "lab/weights", "server/page")
+    shipped = {path for folder in folders for path in (ROOT / "ascedfast" / folder).rglob("*")}
     expected = {path.relative_to(ROOT).as_posix() for path in shipped if path.is_file()}
     expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "ascedfast").glob("**/*.py*")}
     expected |= {

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""The two deployments of Ray Serve: replicas that draw, and one that answers HTTP."""
+
+import asyncio
+import time
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import BackpressureConfig
+from ray.serve.handle import DeploymentHandle
+
+from ascedfast.server.app import create_app
+from ascedfast.server.backend import RayBackend
+from ascedfast.server.metrics import ServerMetrics
+from ascedfast.server.model import load_model
+from ascedfast.server.replica import Load, Replica
+from ascedfast.server.settings import ServerSettings
+
+SPARE = 64
+"""Calls beyond those for images, which are answered while the queue is full: health, metrics, the page."""
+
+
+@serve.ingress()
+class Ingress:
+    """Answers HTTP with what the replicas draw."""
+
+    def __init__(self, settings: ServerSettings, size: tuple[int, int], replicas: DeploymentHandle) -> None:
+        self._settings, self._size = settings, size
+        self._metrics = ServerMetrics()
+        self._backend = RayBackend(replicas, settings.retries, self._metrics.resent.inc)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        app = create_app(self._settings, self._size, self._backend, self._metrics)
+        self._counted = app.state.counted
+        return app
+
+    async def drain(self) -> int:
+        """Take no more requests for images; return when those in flight are answered, or the time for that is over.
+        The number of images that are not drawn."""
+        self._counted.is_stopping = True
+        until = time.monotonic() + self._settings.drain_seconds
+        while self._counted.in_flight and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        return self._counted.in_flight
+
+
+def application(settings: ServerSettings, size: tuple[int, int], load: Load = load_model) -> serve.Application:
+    """What ``serve.run`` runs. Args: size: (height, width) of the model's images. load: makes it, in each replica."""
+    full = BackpressureConfig(status_code=429, retry_after_s=settings.retry_after)
+    replicas = serve.deployment(
+        Replica,
+        num_replicas=settings.replicas,
+        max_ongoing_requests=settings.in_flight + SPARE,  # the ingress counts; here it would hold back metrics too
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+        health_check_period_s=2,
+    )
+    ingress = serve.deployment(
+        Ingress,
+        num_replicas=1,
+        max_ongoing_requests=settings.in_flight + SPARE,
+        max_queued_requests=SPARE,
+        backpressure_config=full,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+    )
+    return ingress.bind(settings, size, replicas.bind(settings, load))

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""What an operator chooses: one typed object, from arguments, or from the environment as ASCEDFAST_SERVER_<NAME>."""
+
+import ipaddress
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PACKAGED = "emoji64-dit"
+"""The model that is served where no folder is given."""
+
+
+class ServerSettings(BaseSettings):
+    """Settings of a server. Lengths of time are in seconds.
+
+    Attributes:
+        pipeline: folder of a diffusers pipeline, weights in safetensors. None: the packaged transformer.
+        table: of sound runs, for mode "calibrated". None: asced_null.json in the folder, else the packaged one.
+        host, port: where HTTP is listened for. Without ``token`` the host must be a loopback address.
+        token: what clients send as "Authorization: Bearer ...". None: nobody is asked for one.
+        folder: the only folder that is written into: logs and sockets of Ray. None: Ray's own, /tmp/ray.
+        replicas: processes with a model each. num_cpus, num_gpus: what Ray sets aside for each; with a GPU the model
+            runs on it. threads: of torch in each. seconds_to_start: for the first replica to load its model.
+        max_rows: images that a replica steps at once; further ones wait.
+        queue: images that wait beyond those that are stepped; a request for more is answered 429.
+        max_n, max_steps: images and steps of one request. max_body: bytes of one request.
+        body_seconds: for a body to arrive. request_seconds: for a request to be answered.
+        drain_seconds: for running requests to end when the server is told to stop.
+        retry_after: what a client that meets a full queue is told to wait.
+        retries: how often a request is sent again when the replica that ran it has died.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="ASCEDFAST_SERVER_", extra="forbid", frozen=True)
+
+    pipeline: Path | None = None
+    table: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    token: SecretStr | None = Field(default=None, min_length=8)
+    folder: Path | None = None
+    replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=1.0, ge=0)
+    num_gpus: float = Field(default=0.0, ge=0)
+    threads: int = Field(default=1, ge=1)
+    seconds_to_start: float = Field(default=600, gt=0)
+    max_rows: int = Field(default=32, ge=1)
+    queue: int = Field(default=128, ge=0)
+    max_n: int = Field(default=8, ge=1, le=1 << 16)
+    max_steps: int = Field(default=250, ge=1, le=10_000)
+    max_body: int = Field(default=1 << 16, ge=1)
+    body_seconds: float = Field(default=10, gt=0)
+    request_seconds: float = Field(default=300, gt=0)
+    drain_seconds: float = Field(default=60, ge=0)
+    retry_after: int = Field(default=2, ge=1)
+    retries: int = Field(default=10, ge=0)
+
+    @model_validator(mode="after")
+    def _check_host(self) -> Self:
+        if self.token is None and not self.is_loopback:
+            raise ValueError(
+                f"host {self.host} can be reached from other machines: set a token, which clients then send, or host "
+                "127.0.0.1"
+            )
+        if self.max_n > self.max_rows:
+            raise ValueError(f"max_n {self.max_n} is above max_rows {self.max_rows}: such a request could never start")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches ``host``."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def name(self) -> str:
+        """Of the model, as requests may name it."""
+        return PACKAGED if self.pipeline is None else self.pipeline.resolve().name
+
+    @property
+    def in_flight(self) -> int:
+        """Images that are being stepped or wait, at most."""
+        return self.replicas * self.max_rows + self.queue

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""Starts Ray and the server in it, and ends both. Call ``ray_environment.set_ray_environment`` before importing it."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.handle import DeploymentHandle
+
+from ascedfast.server.ingress import application
+from ascedfast.server.model import load_model
+from ascedfast.server.replica import Load
+from ascedfast.server.settings import ServerSettings
+
+APP = "ascedfast"
+OBJECTS = 80 << 20
+"""Bytes of Ray's shared memory, its least: images travel between the processes by themselves."""
+
+
+@contextmanager
+def ray_of_its_own(settings: ServerSettings) -> Iterator[None]:
+    """A Ray on this machine that ends with the block, with as many processors as the replicas want."""
+    ray.init(
+        address="local",
+        num_cpus=max(1, round(settings.replicas * settings.num_cpus)),
+        include_dashboard=False,
+        object_store_memory=OBJECTS,
+        log_to_driver=False,
+        _temp_dir=None if settings.folder is None else str(settings.folder.resolve()),
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start(settings: ServerSettings, size: tuple[int, int], load: Load = load_model) -> DeploymentHandle:
+    """Serve in the Ray that runs; return when requests can be sent. Raises: RuntimeError where it cannot be started.
+
+    Args: size: (height, width) of the model's images. load: makes the model, in each replica.
+    """
+    serve.start(
+        http_options=HTTPOptions(host=settings.host, port=settings.port),
+        logging_config={"enable_access_log": False},
+    )
+    return serve.run(application(settings, size, load), name=APP, route_prefix="/")
+
+
+def stop(handle: DeploymentHandle, settings: ServerSettings) -> int:
+    """Take no more requests, answer those in flight, end. The number of images that were not drawn."""
+    left = handle.drain.remote().result(timeout_s=settings.drain_seconds + 10)
+    serve.shutdown()
+    return left
+
+
+def serve_until_told(settings: ServerSettings, size: tuple[int, int], load: Load = load_model) -> int:
+    """Serve until SIGINT or SIGTERM, then answer what is in flight and return the number of images that were not drawn.
+
+    A second signal ends at once. Prints one line when requests can be sent.
+    """
+    told = threading.Event()
+
+    def tell(signum: int, frame: object) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+        told.set()
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with ray_of_its_own(settings):
+        handle = start(settings, size, load)
+        for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray sets handlers of its own when it starts
+            signal.signal(number, tell)
+        print(f"{settings.name} is served at http://{settings.host}:{settings.port}/", flush=True)
+        told.wait()
+        return stop(handle, settings)
