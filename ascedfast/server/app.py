@@ -13,8 +13,8 @@ from ascedfast._version import __version__
 from ascedfast.server.auth import bearer_check
 from ascedfast.server.backend import Backend
 from ascedfast.server.errors import add_handlers
-from ascedfast.server.images import Counted, images_router
-from ascedfast.server.limits import BodyTime
+from ascedfast.server.images import UNKNOWN, Counted, images_router
+from ascedfast.server.limits import BodyLimits
 from ascedfast.server.metrics import Gathered, ServerMetrics
 from ascedfast.server.settings import ServerSettings
 
@@ -40,7 +40,6 @@ def create_app(
         description="Images whose emerging artifacts are repaired while they are drawn.",
         docs_url=None,  # these two load scripts from elsewhere
         redoc_url=None,
-        max_body_size=settings.max_body,
     )
     counted = app.state.counted = Counted(settings, metrics)
     guarded = [] if settings.token is None else [Depends(bearer_check(settings.token))]
@@ -50,7 +49,7 @@ def create_app(
     app.include_router(_page())
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     add_handlers(app, settings)
-    app.add_middleware(BodyTime, seconds=settings.body_seconds)
+    app.add_middleware(BodyLimits, most=settings.max_body, seconds=settings.body_seconds)
     if settings.token is None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL, www_redirect=False)
     return app
@@ -59,7 +58,7 @@ def create_app(
 def _watching(backend: Backend, metrics: ServerMetrics) -> APIRouter:
     router = APIRouter(tags=["operation"])
 
-    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **UNKNOWN})
     async def prometheus() -> Response:
         """Counts of the server and of all replicas, for Prometheus."""
         replicas = await backend.metrics()

@@ -110,7 +110,5 @@ def _http_message(error: HTTPException) -> str:
         401: "send the header Authorization: Bearer followed by the server's token",
         404: "there is nothing here: images are asked for with POST /v1/images/generations",
         405: f"this path takes {(error.headers or {}).get('Allow', 'another method')}",
-        413: "the body is too large: send the request's fields only",
-        408: "the body came too slowly: send it at once",
     }
     return advice.get(error.status_code, str(error.detail)[:200])

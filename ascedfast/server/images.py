@@ -41,6 +41,17 @@ REFUSALS = {
 }
 
 
+UNKNOWN = {401: {"model": ErrorResponse, "description": REFUSALS[401]}}
+EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["progress", "completed", "error"]},
+        "data": {"type": "string", "description": "JSON: Progress, ImagesResponse or ErrorResponse."},
+    },
+    "required": ["event", "data"],
+}
+
+
 class Counted:
     """Images in flight, and whether more are taken."""
 
@@ -95,10 +106,9 @@ def images_router(settings: ServerSettings, size: tuple[int, int], backend: Back
         "/images/generations",
         response_model=ImagesResponse,
         responses={
-            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            200: {"content": {"text/event-stream": {"schema": EVENT}}},
             **{code: {"model": ErrorResponse, "description": text} for code, text in REFUSALS.items()},
         },
-        response_model_exclude_unset=False,
     )
     async def generate(
         request: Annotated[taken, Body()], accept: Annotated[str, Header(include_in_schema=False)] = ""
@@ -132,7 +142,7 @@ def images_router(settings: ServerSettings, size: tuple[int, int], backend: Back
             _, message, kind, param = told(error, settings)
             yield _event("error", ErrorResponse(error=ErrorBody(message=message, type=kind, param=param)))
 
-    @router.get("/models")
+    @router.get("/models", responses=UNKNOWN)
     async def models() -> ModelList:
         """The model that is served."""
         return ModelList(data=[Model(id=settings.name, created=began, owned_by="local")])
