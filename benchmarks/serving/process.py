@@ -23,6 +23,7 @@ from benchmarks.source import ROOT
 
 STUB = ("-m", "benchmarks.serving.stub", "fast")
 SLOW_STUB = ("-m", "benchmarks.serving.stub", "slow")
+PACKAGED = ("-m", "benchmarks.serving.packaged")
 SECONDS_TO_START = 120
 
 

@@ -57,6 +57,9 @@ def load_slow(settings: Any) -> Any:
     return RowModel(network, FlowMatchEulerDiscreteScheduler(shift=SHIFT), SHAPE)
 
 
+LOADS = {"fast": load, "slow": load_slow}
+
+
 def alone(request: dict[str, Any]) -> list[dict[str, Any]]:
     """What a request must be answered with, image by image: sha256, pixels, masks, and the values of the report."""
     asced = {"enabled": True, "report": "severity", "t_c": None, "window_start": None, **request.get("asced", {})}
@@ -136,5 +139,4 @@ if __name__ == "__main__":
     from ascedfast.server.settings import ServerSettings
     from ascedfast.server.start import serve_until_told
 
-    chosen = load_slow if sys.argv[1] == "slow" else load
-    sys.exit(serve_until_told(ServerSettings.model_validate_json(sys.argv[-1]), SHAPE[1:], chosen) > 0)
+    sys.exit(serve_until_told(ServerSettings.model_validate_json(sys.argv[-1]), SHAPE[1:], LOADS[sys.argv[1]]) > 0)
