@@ -86,6 +86,13 @@ def test_a_request_that_takes_too_long_is_given_up(slow_server):
         assert client.post(PATH, json={"steps": 1}).elapsed.total_seconds() < 5  # its row is free
 
 
+def test_nothing_is_open_for_writing_outside_its_folder(slow_server):
+    opened = [file for one in slow_server.processes() for file in one.open_files() if file.mode != "r"]
+    assert opened
+    inside = (str(slow_server.folder.resolve()), "/dev/shm/", "/dev/null")
+    assert [file.path for file in opened if not file.path.startswith(inside)] == []
+
+
 def _send(server, data):
     """Send bytes on a new connection and leave it open; what comes back, and after how many seconds."""
     host, port = server.url.removeprefix("http://").split(":")

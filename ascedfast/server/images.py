@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from ascedfast.server.backend import Backend, Data
 from ascedfast.server.errors import BusyError, StoppingError, told
@@ -119,7 +120,8 @@ def images_router(settings: ServerSettings, size: tuple[int, int], backend: Back
         if not request.stream and "text/event-stream" not in accept:
             with counted.one(request.n):
                 async with asyncio.timeout(settings.request_seconds):
-                    return answer(request, await backend.draw(request))
+                    whole = answer(request, await backend.draw(request))
+                    return Response(whole.model_dump_json(), media_type="application/json")
         events = _events(request)
         first = await anext(events)  # what is refused before the first step gets its own status
         return EventSourceResponse(_with(first, events), headers={"Cache-Control": "no-store"})

@@ -11,6 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PACKAGED = "emoji64-dit"
 """The model that is served where no folder is given."""
 
+LONGEST_FOLDER = 45
+"""A socket's path has 107 bytes at most, and Ray's are 62 longer than its folder's."""
+
 
 class ServerSettings(BaseSettings):
     """Settings of a server. Lengths of time are in seconds.
@@ -57,11 +60,15 @@ class ServerSettings(BaseSettings):
     retries: int = Field(default=10, ge=0)
 
     @model_validator(mode="after")
-    def _check_host(self) -> Self:
+    def _check_together(self) -> Self:
         if self.token is None and not self.is_loopback:
             raise ValueError(
                 f"host {self.host} can be reached from other machines: set a token, which clients then send, or host "
                 "127.0.0.1"
+            )
+        if self.folder is not None and len(str(self.folder.resolve())) > LONGEST_FOLDER:
+            raise ValueError(
+                f"folder {self.folder} is too long for the sockets in it: at most {LONGEST_FOLDER} letters"
             )
         if self.max_n > self.max_rows:
             raise ValueError(f"max_n {self.max_n} is above max_rows {self.max_rows}: such a request could never start")
