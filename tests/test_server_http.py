@@ -112,7 +112,9 @@ def test_metrics_are_prometheus_and_count(client):
         return {(s.name, *sorted(s.labels.items())): s.value for family in families for s in family.samples}
 
     before = values()
-    client.post(PATH, json={"n": 2, "steps": 6, "asced": PLACES})
+    watched = {"seed": 5, "n": 2, "steps": 6, "asced": PLACES}
+    statuses = [one["asced"]["status"] for one in alone(watched)]
+    client.post(PATH, json=watched)
     client.post(PATH, json={"n": 1, "steps": 6, "asced": {"enabled": False}})
     client.post(PATH, json={"n": 0})
     replica = next(dict(labels)["replica"] for (_, *labels) in values() if "replica" in dict(labels))
@@ -127,7 +129,7 @@ def test_metrics_are_prometheus_and_count(client):
     assert grew("ascedfast_step_seconds_count", **one) == 12
     assert grew("ascedfast_batch_fill_sum", **one) == pytest.approx(18 / 32)
     assert grew("ascedfast_images_total", status="off", **one) == 1
-    assert grew("ascedfast_images_total", status="corrected", **one) == 2
+    assert grew("ascedfast_images_total", status="corrected", **one) == statuses.count("corrected") > 0
     assert grew("ascedfast_severity_count", mode="fast", **one) == 2
     assert 0 < values()["ascedfast_corrected_share", ("replica", replica)] <= 1
     assert values()["ascedfast_images_in_flight",] == 0

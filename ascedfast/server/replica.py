@@ -33,7 +33,8 @@ class Replica:
         self._name = uuid.uuid4().hex[:8]
         self._table = load_null_table(settings)
         self._metrics = ReplicaMetrics(settings.max_rows)
-        sampler = Sampler(load(settings), settings.max_rows, self._metrics.stepped)
+        limits = {"max_steps": settings.max_steps, "modes": settings.modes}
+        sampler = Sampler(load(settings), settings.max_rows, self._metrics.stepped, **limits)
         self._metrics.running.set_function(lambda: sampler.running)
         self._metrics.waiting.set_function(lambda: sampler.waiting)
         self._stepper = Stepper(sampler)

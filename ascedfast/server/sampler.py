@@ -5,17 +5,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ascedfast.config import AscedConfig
+from ascedfast.config import MODES, AscedConfig, Mode
 from ascedfast.report import RowReport
 from ascedfast.server.model import Course, RowModel
-from ascedfast.server.rows import WatchedRows
+from ascedfast.serving_rows import RowBatch
 
 logger = logging.getLogger("ascedfast.server")
 
@@ -68,19 +68,28 @@ class Sampler:
     Args:
         max_rows: rows that are stepped at once; further orders wait, first come first served.
         told: called after each step with its seconds and its number of rows.
+        max_steps: of the longest run. modes: of the treatment; on a GPU both cost memory (``RowBatch``).
     """
 
     def __init__(
-        self, model: RowModel, max_rows: int, told: Callable[[float, int], None] = lambda seconds, rows: None
+        self,
+        model: RowModel,
+        max_rows: int,
+        told: Callable[[float, int], None] = lambda seconds, rows: None,
+        *,
+        max_steps: int = 250,
+        modes: Sequence[Mode] = MODES,
     ) -> None:
         self._model, self._max_rows, self._told = model, max_rows, told
+        self._limits = {"max_steps": max_steps, "max_maps": max_steps, "modes": modes}
         self._waiting: deque[Order] = deque()
         self._cancelled: set[Order] = set()
         self._lock = threading.Lock()
         self._reset()
 
     def _reset(self) -> None:
-        self._watch = WatchedRows()
+        model = self._model
+        self._watch = RowBatch(self._max_rows, model.shape, model.device, model.dtype, **self._limits)
         self._rows: list[_Row] = []
         self._x = torch.empty(0, *self._model.shape, dtype=self._model.dtype, device=self._model.device)
 
@@ -157,7 +166,9 @@ class Sampler:
         return None
 
     def _add(self, order: Order, draw: int, course: Course) -> int | None:
-        return None if order.config is None else self._watch.add(order.config, order.seed, draw, course.schedule)
+        if order.config is None:
+            return None
+        return self._watch.add(order.config, order.seed, course.schedule, draw=draw)
 
     def _step_rows(self) -> None:
         rows, x = self._rows, self._x

@@ -8,6 +8,8 @@ from typing import Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ascedfast.config import MODES, Mode
+
 PACKAGED = "emoji64-dit"
 """The model that is served where no folder is given."""
 
@@ -29,6 +31,8 @@ class ServerSettings(BaseSettings):
         max_rows: images that a replica steps at once; further ones wait.
         queue: images that wait beyond those that are stepped; a request for more is answered 429.
         max_n, max_steps: images and steps of one request. max_body: bytes of one request.
+        modes: of the treatment. On a GPU each replica keeps max_rows * max_steps maps of float32, and of "official" and
+            "paper" as many states, of uint8 and of float32: leave out what nobody asks for.
         body_seconds: for a body to arrive. request_seconds: for a request to be answered.
         drain_seconds: for running requests to end when the server is told to stop.
         retry_after: what a client that meets a full queue is told to wait.
@@ -52,6 +56,7 @@ class ServerSettings(BaseSettings):
     queue: int = Field(default=128, ge=0)
     max_n: int = Field(default=8, ge=1, le=1 << 16)
     max_steps: int = Field(default=250, ge=1, le=10_000)
+    modes: tuple[Mode, ...] = Field(default=MODES, min_length=1)
     max_body: int = Field(default=1 << 16, ge=1)
     body_seconds: float = Field(default=10, gt=0)
     request_seconds: float = Field(default=300, gt=0)
