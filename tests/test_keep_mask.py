@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ascedfast
 from ascedfast import AscedConfig, Engine, asced, enable_asced
+from ascedfast.calibration.judge import judge
 from ascedfast.protected import keep_of_all
 
 SEEDS = [1, 2, 3]
@@ -290,6 +291,19 @@ def test_p_values_are_those_of_the_locations_outside(path):
     assert report[0].p_value > 10 * free[0].p_value
     _, report, _ = run_rows(torch.ones(1, 1, 1, 1, dtype=torch.bool), **settings, **PATHS[path])
     assert [row.p_value for row in report] == [1.0] * 3
+
+
+def test_a_run_of_another_mode_is_judged_outside_too():
+    schedule = flow_schedule(STEPS)
+    table = calibrated(schedule, 9, GRID, above=0.02, spread=0.1).table
+    _, free, _ = run_rows(None, record="run", t_c=9, backend="reference")
+    severity = judge(free[0], table).severity
+    keep = (severity > severity.median())[None, None]
+    _, report, _ = run_rows(keep, record="run", t_c=9, backend="reference")
+    judged = judge(report[0], table)
+    assert torch.equal(judged.severity, severity)
+    assert judged.p_value == judged.null.p_value(float(severity[~keep[0, 0]].max()))
+    assert judged.p_value > 10 * judge(free[0], table).p_value
 
 
 def test_a_mask_on_the_host_is_taken_to_the_device_without_waiting():

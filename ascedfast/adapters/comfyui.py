@@ -4,8 +4,9 @@
     from ascedfast.adapters.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 Written from ComfyUI's source (comfy/samplers.py, comfy/model_sampling.py) and tested against stand-ins for what is used
-of it: ``KSAMPLER.sampler_function``, ``model_sampling.noise_scaling``, ``extra_args["denoise_mask"]`` and ``["seed"]``.
-It was never run inside ComfyUI. Nothing of ComfyUI is imported.
+of it: ``KSAMPLER.sampler_function``, ``model_sampling.noise_scaling``, ``extra_args["denoise_mask"]`` and ``["seed"]``;
+a MASK is taken for the float [B, H, W] that its nodes give. It was never run inside ComfyUI. Nothing of ComfyUI is
+imported.
 """
 
 import copy
