@@ -51,6 +51,9 @@ class AscedConfig:
         table: what sound runs of the pipeline score (``calibration.folder.load_table``); needed by mode "calibrated".
         rate: share of sound samples in which mode "calibrated" finds anything.
         backend: "auto", "triton", "native" or "reference"; an explicit choice that cannot be met raises.
+        statistics: of a video. "sample": one median and MAD for the whole volume, smoothed along all its axes.
+            "frame": each frame has its own and is smoothed alone, so that z and severity are by the frame's own, too.
+            Regions are three-dimensional either way. The same on images and lines; mode "calibrated" has none of it.
     """
 
     mode: Mode = "fast"
@@ -73,6 +76,7 @@ class AscedConfig:
     table: NullTable | None = None
     rate: float = 0.05
     backend: Literal["auto", "triton", "native", "reference"] = "auto"
+    statistics: Literal["sample", "frame"] = "sample"
 
     @classmethod
     def fast(cls, **changes: Any) -> Self:
@@ -170,6 +174,12 @@ class AscedConfig:
         check(self.channels in ("mean", "max"), "channels", "'mean' or 'max'")
         channels = {"fast": self.channels, "calibrated": "mean"}.get(self.mode, "max")
         check(self.channels == channels, "channels", f"{channels!r} in mode {self.mode!r}")
+        check(self.statistics in ("sample", "frame"), "statistics", "'sample' or 'frame'")
+        check(
+            self.mode != "calibrated" or self.statistics == "sample",
+            "statistics",
+            "'sample' in mode 'calibrated': its table holds the scores of whole samples",
+        )
         has_table = isinstance(self.table, NullTable)
         check(
             has_table or (self.table is None and self.mode != "calibrated"),

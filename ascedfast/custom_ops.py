@@ -48,6 +48,7 @@ def robust_threshold(
     z_floor: float,
     count: bool,
     backend: str,
+    by_frame: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``ops.robust_threshold``; mad_scales stands for a mad_scale that is a tensor."""
     return ops.robust_threshold(
@@ -57,12 +58,13 @@ def robust_threshold(
         blur_sigma=blur_sigma,
         z_floor=z_floor,
         count=count,
+        by_frame=by_frame,
         backend=backend,
     )
 
 
 @robust_threshold.register_fake
-def _(maps, mad_scale, mad_scales, mad_floor, blur_sigma, z_floor, count, backend):
+def _(maps, mad_scale, mad_scales, mad_floor, blur_sigma, z_floor, count, backend, by_frame=False):
     shape = (maps.shape[1], *maps.shape[3:])
     return maps.new_empty(shape, dtype=torch.int32 if count else torch.bool), maps.new_empty(shape)
 

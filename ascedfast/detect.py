@@ -74,6 +74,7 @@ def detect(maps: Tensor, config: AscedConfig, finite: Tensor | None = None) -> D
         mad_floor=config.mad_floor,
         blur_sigma=sizes.blur_sigma,
         z_floor=max(config.mad_floor, unit),
+        by_frame=config.statistics == "frame",
         backend=config.backend,
     )
     if finite is not None:

@@ -86,6 +86,7 @@ def robust_threshold(
     blur_sigma: float,
     z_floor: float,
     count: bool = False,
+    by_frame: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Locations above median + mad_scale*1.4826*max(MAD, mad_floor) in any map of the window, after smoothing.
@@ -99,6 +100,8 @@ def robust_threshold(
         blur_sigma: Gaussian smoothing in locations along the grid (and the channels where C > 1); 0: none.
         z_floor: lower bound (> 0) of the MAD in the returned z. mad_floor, z_floor: units of maps.
         count: return in how many maps a location is above, instead of whether it is in any.
+        by_frame: statistics pool C and the plane (H, W) of one frame D instead of the volume, and the smoothing leaves
+            out D: a frame has the bits that it would have as a row. No effect on grids of two axes.
         backend: "auto" on CUDA takes the medians of planes of more than 64x64 and up to 512x512 values from the
             extension, if that holds CUDA, and the rest from Triton; "triton" is Triton alone. The bits are the same.
     Returns: flags bool [R, *grid] (count: int32); z fp32 [R, *grid], the largest (value - median) / (1.4826*MAD) over
@@ -107,7 +110,7 @@ def robust_threshold(
     """
     if torch.compiler.is_compiling():
         scale, scales = (0.0, mad_scale) if isinstance(mad_scale, Tensor) else (mad_scale, None)
-        rest = (mad_floor, blur_sigma, z_floor, count, backend)
+        rest = (mad_floor, blur_sigma, z_floor, count, backend, by_frame)
         return torch.ops.ascedfast.robust_threshold(maps, scale, scales, *rest)
     if maps.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"maps must be float32 or float64, got {maps.dtype}")
@@ -122,13 +125,14 @@ def robust_threshold(
     for name, value in (("mad_floor", mad_floor), ("blur_sigma", blur_sigma)):
         check(0 <= value < float("inf"), f"{name} must be 0 or more and finite, got {value}")
     settings = {"mad_scale": mad_scale, "mad_floor": mad_floor, "blur_sigma": blur_sigma, "z_floor": z_floor}
+    settings |= {"count": count, "by_frame": by_frame}
     if by_triton("robust_threshold", backend, maps):
         from ascedfast.kernels import robust_threshold as kernel
 
         faster = _native_cuda.medians if backend == "auto" and _backend.has_cuda() else None
         with on_device_of(maps):
-            return kernel.robust_threshold(maps, **settings, count=count, faster=faster)
-    return reference.robust_threshold(maps, **settings, count=count)
+            return kernel.robust_threshold(maps, **settings, faster=faster)
+    return reference.robust_threshold(maps, **settings)
 
 
 def temporal_scores(d: Tensor, profile: Sequence[float], *, backend: str = "auto") -> Scores:

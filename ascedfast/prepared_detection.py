@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ascedfast import _backend, _native_cuda
+from ascedfast import _backend, _native_cuda, reference
 from ascedfast.config import HALF_GREY_LEVEL, AscedConfig
 from ascedfast.detect import Detection, connectivity_of
 from ascedfast.prepared_memory import Parts
@@ -45,8 +45,12 @@ class PreparedDetection:
 
         grid = tuple(shape[2:])
         maps = torch.empty(shape, device="meta")[:, :, None]
+        frames = 1
+        if config.statistics == "frame" and len(grid) == 3:
+            maps, frames = reference.frames_as_rows(maps), grid[0]
         sizes = config.sizes(grid)
-        self._device, self._count, self._planes = device, math.prod(grid), shape[0] * shape[1]
+        self._device, self._shape = device, tuple(shape[1:])
+        self._count, self._planes = math.prod(grid) // frames, shape[0] * shape[1] * frames
         self._threshold = robust_threshold.Thresholding(
             maps.shape,
             maps.stride(),
@@ -57,6 +61,7 @@ class PreparedDetection:
             z_floor=max(config.mad_floor, HALF_GREY_LEVEL),
             count=False,
             faster=_native_cuda.medians if config.backend == "auto" and _backend.has_cuda() else None,
+            frames=frames,
         )
         rules = {
             "connectivity": connectivity_of(config, grid),
@@ -68,7 +73,7 @@ class PreparedDetection:
 
     def __call__(self, bank: Tensor) -> Detection:
         """As ``detect.detect``; launched on the current stream of bank's device, which is the current one."""
-        flags, z = self._threshold(bank)
+        flags, z = (part.view(self._shape) for part in self._threshold(bank))
         labels, mask, overflow, grown = self.regions(flags)
         return Detection(mask, grown, z, labels, overflow)
 

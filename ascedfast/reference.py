@@ -167,6 +167,7 @@ def robust_threshold(
     blur_sigma: float,
     z_floor: float,
     count: bool = False,
+    by_frame: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Where and how far the maps of a window lie above median + mad_scale * 1.4826 * MAD.
 
@@ -177,10 +178,37 @@ def robust_threshold(
         mad_floor: lower bound of the MAD in the threshold; z_floor: the same in z (> 0). Units of the maps.
         blur_sigma: in locations; the grid axes are blurred, then the channel axis where C > 1.
         count: in how many maps, instead of in any.
+        by_frame: the frames of a volume are taken as rows, smoothing and statistics are of each alone.
     Returns: flags bool [R, *grid] (count: int32) and z float32 [R, *grid], the largest robust z of the window. A row
         with NaN or Inf in any map has no flag, and z is NaN.
     """
+    shape = (maps.shape[1], *maps.shape[3:])
     finite = maps.isfinite().transpose(0, 1).flatten(1).all(1)
+    if by_frame and maps.dim() == 6:
+        frames = maps.shape[3]
+        finite = finite.repeat_interleave(frames)
+        maps, mad_scale = frames_as_rows(maps), scale_by_frame(mad_scale, frames)
+    flags, z = _threshold_rows(maps, finite, mad_scale, mad_floor, blur_sigma, z_floor)
+    flags = flags if count else flags > 0
+    return flags.view(shape), z.view(shape)
+
+
+def frames_as_rows(maps: Tensor) -> Tensor:
+    """[K, R, C, D, H, W] as [K, R*D, C, H, W]; a copy where C > 1."""
+    return maps.movedim(3, 2).flatten(1, 2)
+
+
+def scale_by_frame(mad_scale: float | Tensor, frames: int) -> float | Tensor:
+    """A scale of rows as one of their frames: [R] as [R*D], [R, D, H, W] as [R*D, H, W]."""
+    if not isinstance(mad_scale, Tensor):
+        return mad_scale
+    return mad_scale.repeat_interleave(frames) if mad_scale.dim() == 1 else mad_scale.flatten(0, 1)
+
+
+def _threshold_rows(
+    maps: Tensor, finite: Tensor, mad_scale: float | Tensor, mad_floor: float, blur_sigma: float, z_floor: float
+) -> tuple[Tensor, Tensor]:
+    """In how many maps a location is above, int32, and z; finite: bool [R]."""
     grid_dims = range(3, maps.dim())
     maps = gaussian_blur(maps.abs(), blur_sigma, [*grid_dims, *([2] if maps.shape[2] > 1 else [])])
     center = median(maps.flatten(2))
@@ -191,7 +219,7 @@ def robust_threshold(
     peak = maps.amax(2)
     above = (peak > threshold) & finite
     z = ((peak - center) / (MAD_TO_SIGMA * mad.clamp(min=z_floor))).amax(0)
-    return above.sum(0, dtype=torch.int32) if count else above.any(0), torch.where(finite, z, math.nan)
+    return above.sum(0, dtype=torch.int32), torch.where(finite, z, math.nan)
 
 
 def _threshold_scale(mad_scale: float | Tensor, maps: Tensor) -> Tensor:

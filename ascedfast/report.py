@@ -221,6 +221,7 @@ class RowReport:
             mad_floor=floor,
             blur_sigma=self.config.sizes(tuple(d.shape)).blur_sigma,
             z_floor=floor,
+            by_frame=self.config.statistics == "frame",
         )
         return flags[0], z[0]
 

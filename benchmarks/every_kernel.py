@@ -81,6 +81,7 @@ def _robust_threshold(device: torch.device) -> None:
         maps = randn((2, rows, channels, *grid), 6, device).abs()
         scale = torch.full((rows, *grid), 2.0, device=device)
         ops.robust_threshold(maps, blur_sigma=1.5, **STATISTICS, **BY_TRITON)
+        ops.robust_threshold(maps, blur_sigma=1.5, by_frame=True, **STATISTICS, **BY_TRITON)
         for mad_scale in (scale, scale.flatten(1)[:, 0]):
             settings = STATISTICS | {"mad_scale": mad_scale}
             ops.robust_threshold(maps, blur_sigma=0.0, count=True, **settings, **BY_TRITON)

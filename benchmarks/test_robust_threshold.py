@@ -15,13 +15,15 @@ SHAPES = {
     "official": (11, 1, 3, 256, 256),
     "batch": (6, 64, 1, 128, 128),
     "1024x1024": (6, 1, 1, 1024, 1024),
+    "video": (8, 1, 1, 21, 60, 104),
 }
-SLOW_ON_A_CPU = ("batch", "1024x1024")
+SLOW_ON_A_CPU = ("batch", "1024x1024", "video")
+CASES = [(name, False) for name in SHAPES if CUDA or name not in SLOW_ON_A_CPU] + [("video", True)] * CUDA
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"] if CUDA else ["reference"])
-@pytest.mark.parametrize("name", [name for name in SHAPES if CUDA or name not in SLOW_ON_A_CPU])
-def test_robust_threshold(benchmark, name, backend):
+@pytest.mark.parametrize(("name", "by_frame"), CASES)
+def test_robust_threshold(benchmark, name, by_frame, backend):
     shape = SHAPES[name]
     maps = torch.randn(shape, generator=torch.Generator().manual_seed(0)).abs().to("cuda" if CUDA else "cpu")
     config = AscedConfig.official() if name == "official" else AscedConfig()
@@ -29,7 +31,7 @@ def test_robust_threshold(benchmark, name, backend):
     settings["blur_sigma"] = config.sizes(shape[3:]).blur_sigma
 
     def threshold():
-        out = ops.robust_threshold(maps, **settings, backend=backend)
+        out = ops.robust_threshold(maps, **settings, by_frame=by_frame, backend=backend)
         if CUDA:
             torch.cuda.synchronize()
         return out

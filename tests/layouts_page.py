@@ -48,8 +48,15 @@ without a grid, other ranks) leaves the run alone: the stock's bits, severity "u
 to pass. What you pass and does not fit, a `grid` beside latents that are not packed too, raises a ValueError at the
 first step, before anything is changed.
 
-- **Regions** of a video are three-dimensional: 6 or 26 neighbours for a `connectivity` of 4 or 8, `grow` in all three
-  directions. Smoothing is by frame, statistics are by sample. Areas count locations of the whole volume.
+- **Regions** of a video are three-dimensional: 6 or 26 neighbours for a `connectivity` of 4 or 8. `grow` is within a
+  frame. Areas count locations of the whole volume.
+- **Statistics** of a video are by sample: one median and MAD, and smoothing along all three axes, so that a frame that
+  moves more than the others raises the threshold of them all, and is flagged as a whole where it is one of many.
+  `AscedConfig(statistics="frame")`: each frame is smoothed alone and has its own median and MAD; z and severity are by
+  them. What it costs: an artifact that fills a frame, or a frame that leaps as a whole, is that frame's median and is
+  not found. Frames know nothing of each other but that NaN or Inf in one leaves the sample without a mask. Images and
+  lines have the same bits either way; mode `calibrated` refuses it, its table holds the scores of whole samples, each
+  frame of which it smooths alone.
 - **A line** holds no square: `core_width` counts as 1. Sizes scale with sqrt(L).
 - **Slices**: pipelines that are given a first frame step the other frames, or the first channels, in a view that is not
   contiguous (run here: LTXImageToVideo, Kandinsky5T2V). The grid, `keep_mask` and the report are those of the slice.

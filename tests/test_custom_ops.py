@@ -106,6 +106,8 @@ def test_opcheck():
     for count in (False, True):
         arguments = (maps, 1.0, None, 0.01, 1.0, 0.01, count, AUTO)
         torch.library.opcheck(custom_ops.robust_threshold, arguments, test_utils=checks)
+        video = (randn(4, 2, 1, 3, 8, 8).abs(), *arguments[1:], True)
+        torch.library.opcheck(custom_ops.robust_threshold, video, test_utils=checks)
     for d in (maps[:, :, 0], maps[:2, :, 0].transpose(2, 3), maps.double()):
         arguments = (d, PROFILE[: len(d)], AUTO)
         torch.library.opcheck(custom_ops.temporal_scores, arguments, test_utils=checks)

@@ -160,6 +160,25 @@ def test_it_equals_the_reference(by_csrc):
         assert (ours.status, ours.severity) == (theirs.status, theirs.severity)
 
 
+VIDEOS = {"rows": (2, 1, 2, 12, 13), "medians by csrc": (1, 1, 2, 66, 64)}
+
+
+@pytest.mark.parametrize("shape", VIDEOS.values(), ids=VIDEOS)
+def test_statistics_by_frame(by_csrc, shape):
+    runs = Runs(shape, settings(statistics="frame"))
+    (x, by_ops), (y, at_once) = runs.run(), runs.run()
+    assert isinstance(at_once._lockstep._found, Found)
+    assert not isinstance(by_ops._lockstep._found, Found)
+    assert same_bits(x, y)
+    assert same_detections(by_ops._lockstep.detection, at_once._lockstep.detection)
+    expected, other = Runs(shape, settings(statistics="frame", backend="reference")).run()
+    assert same_bits(x, expected)
+    assert other.report.masks_grown.any()
+    for ours, theirs in zip(at_once.report, other.report, strict=True):
+        assert same_bits(ours.z, theirs.z)
+        assert torch.equal(ours.mask, theirs.mask)
+
+
 def moved(x):
     """The same values at an address that is not aligned."""
     return torch.empty(x.numel() + 1, device=x.device, dtype=x.dtype)[1:].view(x.shape).copy_(x)

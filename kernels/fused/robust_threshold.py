@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """robust_threshold: smoothing, exact median and MAD of every plane, threshold, union (``reference.robust_threshold``).
 
-A plane is one map of one row, its channels included. Launches: smoothing 1 (2 in volumes); statistics 1 for planes of
+A plane is one map of one row, its channels included; by frame, of one frame of a row: frames are rows then, and share
+nothing but whether all of them are finite. Launches: smoothing 1 (2 in volumes); statistics 1 for planes of
 up to 128x128 values, 5 above (``sampled_median``); flags, counts and z of all maps of a row 1. The caller may hand in a
 function that does the statistics of the planes for which it is faster.
 """
@@ -104,6 +105,8 @@ def _flag(
     COUNT: tl.constexpr,
     UNROLL: tl.constexpr,
     BLOCK: tl.constexpr,
+    FRAMES: tl.constexpr,  # rows that belong to one request
+    LANES: tl.constexpr,  # FRAMES, rounded up to a power of two
 ):
     row = tl.program_id(1).to(tl.int64)
     rows = tl.num_programs(1).to(tl.int64)
@@ -117,6 +120,11 @@ def _flag(
     above = tl.zeros((BLOCK,), tl.int32)
     best = tl.zeros((BLOCK,), tl.float32) - float("inf")
     wild = tl.zeros((BLOCK,), tl.int32)
+    if FRAMES > 1:
+        frame = tl.arange(0, LANES)
+        for k in range(K):
+            centers = tl.load(statistics + (k * rows + row - row % FRAMES + frame) * 2, frame < FRAMES, other=0.0)
+            wild |= tl.max((centers != centers).to(tl.int32), 0)
     values += row * C * locations + location
     statistics += row * 2
     if UNROLL:
@@ -167,7 +175,8 @@ def _prepared_statistics(planes: int, count: int, device: torch.device) -> Prepa
 class Thresholding:
     """``robust_threshold`` on maps of one shape and strides, with one set of settings: all but the outputs made once.
 
-    Args: shape, strides, device: of the maps, which are not empty. scale_strides, scale_axes: of a tensor mad_scale, as
+    Args: shape, strides, device: of the maps, which are not empty. frames: of a request, whose rows follow each other
+        (``reference.frames_as_rows``). scale_strides, scale_axes: of a tensor mad_scale, as
         the kernel has them; mad_scale: None there.
     """
 
@@ -185,6 +194,7 @@ class Thresholding:
         faster: Statistics | None,
         scale_strides: tuple[int, ...] = (0, 0, 0, 0),
         scale_axes: int = 0,
+        frames: int = 1,
     ) -> None:
         maps, rows, channels, *sizes = shape
         _, height, width = grid_of(tuple(sizes))
@@ -208,6 +218,8 @@ class Thresholding:
             count,
             maps <= UNROLLED,
             BLOCK,
+            frames,
+            triton.next_power_of_2(frames),
             num_warps=4,
             enable_fp_fusion=False,
         )
@@ -256,6 +268,7 @@ def robust_threshold(
     blur_sigma: float,
     z_floor: float,
     count: bool,
+    by_frame: bool = False,
     faster: Statistics | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Launch on checked arguments, see ``ops.robust_threshold``. maps is fp32; faster: see ``statistics_of``."""
@@ -264,6 +277,16 @@ def robust_threshold(
         flags = torch.empty(shape, dtype=torch.int32 if count else torch.bool, device=maps.device)
         return flags, torch.empty(shape, dtype=torch.float32, device=maps.device)
     settings = {"mad_floor": mad_floor, "blur_sigma": blur_sigma, "z_floor": z_floor, "count": count, "faster": faster}
+    if by_frame and maps.dim() == 6:
+        settings["frames"] = frames = maps.shape[3]
+        shape = (maps.shape[1], *maps.shape[3:])
+        maps, mad_scale = reference.frames_as_rows(maps), reference.scale_by_frame(mad_scale, frames)
+        flags, z = _launched(maps, mad_scale, settings)
+        return flags.view(shape), z.view(shape)
+    return _launched(maps, mad_scale, settings)
+
+
+def _launched(maps: Tensor, mad_scale: float | Tensor, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
     kind = (maps.shape, maps.stride(), maps.device)
     if not isinstance(mad_scale, Tensor):
         return _kept(*kind, mad_scale=mad_scale, **settings)(maps)
