@@ -12,6 +12,7 @@ import tiny
 import torch
 from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxCoreDenoiseStep
 
+import ascedfast
 from ascedfast import process
 
 PAGE = (Path(__file__).parent.parent / "docs" / "samplers.md").read_text()
@@ -41,7 +42,7 @@ def assert_corrected(report):
 
 def test_every_section_is_tested():
     tested = {"k-diffusion", "ComfyUI", "guided-diffusion", "diffusers' modular pipelines", "A loop of your own"}
-    assert set(SNIPPETS) == tested
+    assert set(SNIPPETS) == tested | {"A loop of your own with a cache"}
     assert PAGE.count("```python") == len(SNIPPETS)
 
 
@@ -113,6 +114,24 @@ def test_a_loop_of_ones_own():
 
     names = run("A loop of your own", model=model, x=tiny.randn(*SHAPE), steps=STEPS)
     assert_corrected(names["run"].report)
+
+
+def test_a_loop_of_ones_own_with_a_cache():
+    answered, last = {3, 6, 7}, {}
+
+    def model(x, t):
+        step = STEPS - round(t * STEPS)
+        last["x0"] = last["x0"] if step in answered else jump(step)
+        return (x - last["x0"]) / t
+
+    times = [1 - k / STEPS for k in range(STEPS)]
+    schedule = ascedfast.Schedule.from_levels([process.flow(t) for t in times])
+    names = {"schedule": schedule, "times": times, "answered": answered.__contains__, "ascedfast": ascedfast}
+    names = run("A loop of your own with a cache", **names, model=model, x=tiny.randn(*SHAPE), steps=STEPS)
+    assert_corrected(names["run"].report)
+    steps = [step for step, _ in names["run"].report[0].dynamics]
+    assert not answered & set(steps)
+    assert steps[0] < names["run"].report[0].plan.start
 
 
 def test_the_table_names_every_process():
