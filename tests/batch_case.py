@@ -149,7 +149,7 @@ class Command:
     def workers(self):
         return [one for one in self.below() if "MapWorker" in _title(one)]
 
-    def wait_for(self, ready, seconds=120):
+    def wait_for(self, ready, seconds=400):
         end = time.monotonic() + seconds
         while not (found := ready()):
             assert self.process.poll() is None, self.process.communicate()
@@ -170,7 +170,7 @@ class Command:
         for one in self.below():
             one.kill()
 
-    def finish(self, seconds=200):
+    def finish(self, seconds=400):
         output, errors = self.process.communicate(timeout=seconds)
         return self.process.returncode, output, errors
 

@@ -11,6 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from batch_case import Command, drawn_alone, results_of, same_as_alone, save_flow, write_table
 
+pytestmark = [
+    pytest.mark.timeout(900),  # a busy machine takes a minute to import what three processes need
+    pytest.mark.xdist_group("ray"),
+]
 STEPS = 100
 GOOD = [
     {"id": f"r{i}", "seed": 7 * i, "steps": STEPS + i % 3, "asced": i % 5 != 4, "report": ("severity", "masks")[i % 2]}

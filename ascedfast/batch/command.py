@@ -96,6 +96,7 @@ def run_batch(
                     progress(count, len(requests))
             done |= {number: folder.read_shard(number) for number in left}
         results = folder.write_results(requests, [finished for finished in done.values() if finished is not None])
+        folder.tidy()
     return Summary(_counted(results), drawn, folder.path / RESULTS)
 
 

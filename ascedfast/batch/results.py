@@ -119,7 +119,7 @@ class Folder:
             mark.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove what an earlier run left half written or half tried."""
+        """Remove what workers that were killed left half written or half tried."""
         for part in (self.path / "unfinished").iterdir():
             part.unlink(missing_ok=True)
 
