@@ -165,7 +165,7 @@ class Command:
         self.process.communicate()
 
     def wait_for_the_rest(self, seconds=60):
-        """Until the workers have noticed the driver's death; Ray's own helpers take a minute, and are ended here."""
+        """Until the workers have noticed the driver's death; Ray's own processes take a minute, and are ended here."""
         psutil.wait_procs(self.workers(), timeout=seconds)
         for one in self.below():
             one.kill()
