@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from diffusers import DDPMScheduler
+from PIL import Image
 
 from ascedfast import AscedConfig
 
@@ -27,8 +28,8 @@ EXPECTED = {
 
 
 def test_every_example_is_listed():
-    training = {"sample_emoji.py", "train_emoji.py"}  # tests/test_train_emoji.py
-    assert {path.name for path in EXAMPLES.glob("*.py")} - training == set(EXPECTED)
+    elsewhere = {"sample_emoji.py", "train_emoji.py", "continuous_batching.py"}  # tests/test_train_emoji.py, and below
+    assert {path.name for path in EXAMPLES.glob("*.py")} - elsewhere == set(EXPECTED)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -40,6 +41,21 @@ def test_example_runs(name, tmp_path):
     assert done.returncode == 0, done.stderr
     assert EXPECTED[name] in done.stdout
     assert "unavailable" not in done.stdout
+
+
+def test_continuous_batching_answers_every_request(tmp_path):
+    script = EXAMPLES / "continuous_batching.py"
+    assert len(script.read_text().splitlines()) < 120
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, script, "--requests", "4"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answers = dict(line.split(": ") for line in done.stdout.splitlines())
+    assert sorted(answers) == [f"request {i}" for i in range(4)]
+    kinds = [(answer.split()[0], answer.rpartition(" ")[2]) for _, answer in sorted(answers.items())]
+    assert kinds == [("8", "corrected"), ("10", "corrected"), ("12", "observed"), ("8", "off")]
+    with Image.open(tmp_path / "continuous_batching.png") as sheet:
+        assert sheet.size == (2 * 192 + 4, 2 * 192 + 4)
 
 
 @pytest.mark.parametrize("share", [-1.0, 0.0, 0.5, 1.0])
