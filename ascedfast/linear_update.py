@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The deterministic step to the next noise level as x_next = c0*x + c1*m, from the schedule alone."""
+"""The deterministic step to the next noise level as x_next = c0*x + c1*m."""
 
 import functools
+from collections.abc import Sequence
+
+import numpy as np
 
 from ascedfast.schedule import Schedule
 
@@ -23,3 +26,13 @@ def deterministic_updates(schedule: Schedule, first: int = 0) -> tuple[tuple[flo
         towards = alpha - kept * level.alpha
         pairs.append((kept + towards * level.a, towards * level.b))
     return tuple(pairs)
+
+
+def euler_updates(sigmas: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """(c0, c1) of each step of a flow's Euler, x + (s' - s)*m: with float32 states the bits of diffusers'
+    FlowMatchEulerDiscreteScheduler, which subtracts in float32.
+
+    Args: sigmas: of the steps, and the one at which the run ends, as the scheduler has them.
+    """
+    levels = np.asarray(sigmas, dtype=np.float32)
+    return tuple((1.0, float(step)) for step in np.diff(levels))

@@ -19,6 +19,8 @@ from benchmarks.source import ROOT, sha256_of_tests, source_sha256
 from benchmarks.targets import TARGETS
 
 FOLDER = ROOT / "benchmarks" / "results"
+SERVING = "serving.json"
+"""In that folder: figures of rows and of the server, of other fields."""
 GATE = ("-m", "pytest", "-m", "gpu and not slow", "-q", "-n", "auto")
 """Arguments of Python for the tests that must be green before anything is saved."""
 PASSED = ROOT / ".benchmarks" / "tests-passed.json"
@@ -134,8 +136,8 @@ def explain(path: Path) -> list[Record]:
 
 
 def saved(folder: Path) -> dict[Path, list[Record]]:
-    """The saved files and their records."""
-    return {path: load(path) for path in sorted(folder.glob("*.json"))}
+    """The saved files and their records; the server's figures are no targets of ours."""
+    return {path: load(path) for path in sorted(folder.glob("*.json")) if path.name != SERVING}
 
 
 def problems(files: dict[Path, list[Record]]) -> list[str]:
