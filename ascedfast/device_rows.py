@@ -7,6 +7,7 @@ same rows are stepped again, nothing is copied to the device and nothing is read
 
 import logging
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,10 +24,12 @@ from ascedfast.row_correction import CorrectedTogether, RowCorrections
 from ascedfast.row_request import RowRequest
 from ascedfast.rows import Row
 from ascedfast.schedule import Plan
-from ascedfast.upload import INLINE
+from ascedfast.upload import upload
 
 logger = logging.getLogger("ascedfast")
 NEVER = 2**31 - 1
+TABLES = 64
+"""Schedules whose tables stay on the device."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +63,22 @@ class Stepped:
     @property
     def left(self) -> int:
         return self.lasts - self.ahead
+
+
+def _script_of(seat: Seat) -> bytes:
+    """The int32 of ``kernels.row_step`` that tell the device of a row."""
+    row = seat.row
+    watched = row.enabled and row.plan.reason is None
+    start = t_c = NEVER
+    signal, levels = 0, (0.0, 0.0, 0.0)
+    if watched:
+        start, t_c = row.plan.start, row.plan.t_c
+        signal = {"official": 1, "paper": 2}.get(row.config.mode, 0)
+        levels = (*row.schedule.after[row.first + t_c - 1], row.x0_noise)
+    largest = int(row.config.channels == "max")
+    head = (0, 0, seat.opens, seat.closes, start, t_c, signal, largest)
+    key = struct.pack("<q", seed_to_int64(row.seed))
+    return struct.pack("<8i8si3f2i", *head, key, row.draw, *levels, 1, 1)
 
 
 class DeviceRows:
@@ -100,6 +119,7 @@ class DeviceRows:
         self._step = RowStepper(self._slots, channels, self._grid)
         self._free = list(range(max_rows))[::-1]
         self._seats: dict[int, Seat] = {}
+        self._tables: dict[tuple, Tensor] = {}
         self._next_id, self._warned = 0, False
         self._now = Stepped([], [])
 
@@ -163,41 +183,30 @@ class DeviceRows:
 
     def _write(self, seat: Seat) -> None:
         """Put a row's script and table into its slot; the host does not wait."""
-        from ascedfast.kernels import row_step
-        from ascedfast.kernels.row_step import bits_of
-
-        row, request = seat.row, seat.request
-        levels = row.schedule.before[row.first :]
-        script = torch.zeros(row_step.SCRIPT, dtype=torch.int32)
-        seed = seed_to_int64(row.seed) & (1 << 64) - 1
-        words = torch.tensor([seed & 0xFFFFFFFF, seed >> 32], dtype=torch.int64).to(torch.int32)  # wraps
-        script[row_step.SEED_LOW.value], script[row_step.SEED_HIGH.value] = words
-        watched = row.plan.reason is None and row.enabled
-        signal = {"official": row_step.GREY_LEVELS.value, "paper": row_step.SCORES.value}.get(row.config.mode, 0)
-        entries = {
-            row_step.OPENS: seat.opens,
-            row_step.CLOSES: seat.closes,
-            row_step.START: row.plan.start if watched else NEVER,
-            row_step.T_C: row.plan.t_c if watched else NEVER,
-            row_step.SIGNAL: signal if watched else 0,
-            row_step.LARGEST: row.config.channels == "max",
-            row_step.DRAW: row.draw,
-        }
-        if watched:
-            alpha, sigma = row.schedule.after[row.first + row.plan.t_c - 1]
-            values = {row_step.ALPHA: alpha, row_step.SIGMA: sigma, row_step.X0_NOISE: row.x0_noise}
-            entries |= {place: bits_of(value) for place, value in values.items()}
-        for place, value in entries.items():
-            script[place.value] = int(value)
-        table = torch.zeros(len(levels), row_step.TABLE)
-        updates = request.updates or [(math.nan, math.nan)] * len(levels)
-        clip = math.inf if row.schedule.clip is None else row.schedule.clip
-        numbers = [(level.a, level.b, *pair, clip, level.alpha) for level, pair in zip(levels, updates, strict=True)]
-        table[:, :6] = torch.tensor(numbers, dtype=torch.float64)
-        if table.nbytes > INLINE and self._device.type == "cuda":
-            table = table.pin_memory()
-        self._slots.table[seat.slot, : len(levels)].copy_(table, non_blocking=True)
+        table = self._table_of(seat.request)
+        self._slots.table[seat.slot, : len(table)].copy_(table, non_blocking=True)
+        script = torch.frombuffer(bytearray(_script_of(seat)), dtype=torch.int32)
         self._slots.script[seat.slot].copy_(script, non_blocking=True)
+
+    def _table_of(self, request: RowRequest) -> Tensor:
+        """float32 [steps, TABLE] on the device; kept for the runs to come of such a schedule."""
+        from ascedfast.kernels.row_step import TABLE
+
+        schedule, first, updates = request.schedule, request.first, request.updates
+        key = (schedule, first, None if updates is None else tuple(map(tuple, updates)))
+        table = self._tables.pop(key, None)
+        if table is None:
+            levels = schedule.before[first:]
+            clip = math.inf if schedule.clip is None else schedule.clip
+            pairs = updates or [(math.nan, math.nan)] * len(levels)
+            rows = [(one.a, one.b, *pair, clip, one.alpha) for one, pair in zip(levels, pairs, strict=True)]
+            table = torch.zeros(len(levels), TABLE)
+            table[:, :6] = torch.tensor(rows, dtype=torch.float64)
+            table = upload(table, self._device)
+        self._tables[key] = table
+        if len(self._tables) > TABLES:
+            self._tables.pop(next(iter(self._tables)))
+        return table
 
     def observe(self, rows: Sequence[int], x: Tensor, m: Tensor, *, solve: bool) -> None:
         """One step of these rows; ``solve``: x becomes the next state."""
@@ -252,7 +261,7 @@ class DeviceRows:
 
     def report(self, row: int) -> RowReport:
         """Copies of what lies in the row's slot."""
-        from ascedfast.kernels.row_step import WILD, WILD_AFTER
+        from ascedfast.kernels.row_step import FINITE, FINITE_AFTER
 
         self._settle()
         seat, slots = self._seats[row], self._slots
@@ -260,12 +269,13 @@ class DeviceRows:
         recorded = min(step, seat.closes) - seat.opens
         maps = slots.bank[seat.slot, : max(recorded - 1, 0)].clone().view(-1, *self._grid)
         held.dynamics = [(seat.opens + 1 + k, d) for k, d in enumerate(maps)]
-        before, after = (slots.script[seat.slot, word.value] == 0 for word in (WILD, WILD_AFTER))
+        script = slots.script[seat.slot].view(torch.uint8).clone()
+        before, after = (script[4 * word.value].view(torch.bool) for word in (FINITE, FINITE_AFTER))  # of 0 or 1
         if seat.detected:
             held.detection = self._corrections.found.of(seat.slot)
             held.finite_after = after if min(step, seat.closes) > held.plan.t_c else None
         else:
-            before = before & after
+            before = before & after if seat.row.config.record == "run" else before
         held.finite = before if recorded > 0 else None
         return held.report()
 

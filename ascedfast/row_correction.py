@@ -7,6 +7,7 @@ of rows are filled up to a power of two, so that a batch has few kinds of launch
 """
 
 import math
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,19 +35,21 @@ KINDS = 64
 
 
 class FoundBySlot:
-    """What was found of the row in each slot: grown and mask uint8, labels int32, z fp32 [slots, n], overflow uint8."""
+    """What was found of the row in each slot: a record of bytes (``kernels.row_correction.record_bytes``)."""
 
     def __init__(self, slots: int, grid: tuple[int, ...], device: torch.device) -> None:
-        n, self._grid = math.prod(grid), grid
-        bytes_of = (torch.uint8, torch.uint8, torch.int32, torch.float32)
-        planes = [torch.empty(slots, n, dtype=dtype, device=device) for dtype in bytes_of]
-        self.parts = (*planes, torch.empty(slots, dtype=torch.uint8, device=device))
+        from ascedfast.kernels.row_correction import record_bytes
+
+        self._n, self._grid = math.prod(grid), grid
+        self.records = torch.empty(slots, record_bytes(self._n), dtype=torch.uint8, device=device)
 
     def of(self, slot: int) -> Detection:
-        """A copy."""
-        grown, mask, labels, z, overflow = (part[slot].clone() for part in self.parts)
-        grown, mask, labels, z = (part.view(self._grid) for part in (grown, mask, labels, z))
-        return Detection(mask.bool(), grown.bool(), z, labels, overflow.bool())
+        """A copy, in memory of its own."""
+        record, n = self.records[slot].clone(), self._n
+        labels, z = record[: 4 * n].view(torch.int32), record[4 * n : 8 * n].view(torch.float32)
+        grown, mask = (record[start * n : (start + 1) * n].view(torch.bool) for start in (8, 9))
+        labels, z, grown, mask = (part.view(self._grid) for part in (labels, z, grown, mask))
+        return Detection(mask, grown, z, labels, record[10 * n].view(torch.bool))
 
 
 class Space:
@@ -98,10 +101,9 @@ class RowCorrections:
 
     def put(self, slots: Sequence[int], places: Sequence[int], length: int) -> Tensor:
         """The list of due rows on the device, int32 [2, length]: slots, -1 for none, and places in x."""
-        listed = torch.full((2, length), -1, dtype=torch.int32)
-        listed[:, : len(slots)] = torch.tensor([slots, places], dtype=torch.int32)
-        there = self.due[: 2 * length]
-        return there.copy_(listed.flatten(), non_blocking=True)
+        spare = [-1] * (length - len(slots))
+        listed = torch.frombuffer(array("i", [*slots, *spare, *places, *spare]), dtype=torch.int32)
+        return self.due[: 2 * length].copy_(listed, non_blocking=True)
 
 
 def lengths(rows: int) -> list[int]:
@@ -161,7 +163,7 @@ class CorrectedTogether:
     def _tensors(self, due: Tensor, x: Tensor, found: Detection) -> tuple[Tensor, ...]:
         slots = self._batch.slots
         given = (found.grown, found.mask, found.labels, found.z, found.overflow)
-        return x, due, *(part.contiguous() for part in given), slots.script, slots.x0, *self._batch.found.parts
+        return x, due, *(part.contiguous() for part in given), slots.script, slots.x0, self._batch.found.records
 
     def _apply(self, length: int, x: Tensor) -> "PreparedLaunch":
         """The launch that corrects such states and writes what was found to the slots."""

@@ -58,12 +58,12 @@ class RowSequences:
         self._starts = {name: start for name, (_, start) in at.items()}
         self._gather = native.LaunchSequence(4)
         gather.add_to(self._gather, (1, 0), (2, 0), (3, 0), at["windows"])
-        self._decide = native.LaunchSequence(10)
+        self._decide = native.LaunchSequence(6)
         outputs = (at["labels"], at["mask"], at["overflow"])
         regions.add_labels_to(self._decide, at["flags"], *outputs, at["labelling"])
         regions.grow.add_to(self._decide, at["mask"], at["across"], at["grown"])
         found = (at["grown"], at["mask"], at["labels"], at["z"], at["overflow"])
-        apply.add_to(self._decide, (1, 0), (2, 0), *found, *((base, 0) for base in range(3, 10)))
+        apply.add_to(self._decide, (1, 0), (2, 0), *found, *((base, 0) for base in range(3, 6)))
 
     def __call__(self, due: Tensor, x: Tensor) -> None:
         """Detect, and re-noise x in place; on the current stream of x's device, which is the current one."""
@@ -77,5 +77,5 @@ class RowSequences:
         signal.first(index, stream, *addresses)
         addresses = (left, space + starts["z"], space + starts["flags"], signal.for_second.data_ptr())
         signal.second(index, stream, *addresses)
-        kept = (part.data_ptr() for part in batch.found.parts)
-        self._decide(index, stream, space, x.data_ptr(), listed, script, slots.x0.data_ptr(), *kept)
+        addresses = (space, x.data_ptr(), listed, script, slots.x0.data_ptr(), batch.found.records.data_ptr())
+        self._decide(index, stream, *addresses)

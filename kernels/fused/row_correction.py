@@ -16,6 +16,7 @@ from ascedfast.kernels.renoise import write_noised
 from ascedfast.kernels.row_step import (
     ALPHA,
     DRAW,
+    FINITE,
     OPENS,
     SCRIPT,
     SEED_HIGH,
@@ -23,7 +24,6 @@ from ascedfast.kernels.row_step import (
     SIGMA,
     START,
     T_C,
-    WILD,
     X0_NOISE,
 )
 from torch import Tensor
@@ -67,11 +67,8 @@ def apply_found_kernel(
     overflow,  # [D] uint8
     script,  # [slots, SCRIPT] int32
     x0,  # [slots, C, n] fp32
-    slot_grown,  # [slots, n], and so on: the same by slot, written
-    slot_mask,
-    slot_labels,
-    slot_z,
-    slot_overflow,
+    by_slot,  # uint8 [slots, record], written: labels and z [n] of four bytes, grown, mask [n] and overflow of one
+    record,
     height,
     width,
     locations,
@@ -82,7 +79,7 @@ def apply_found_kernel(
     x_w,
     C: tl.constexpr,
     CORRECT: tl.constexpr,
-    NAN_WHERE_WILD: tl.constexpr,
+    NAN_WHERE_NOT_FINITE: tl.constexpr,
     PERTURB: tl.constexpr,
     RENOISE_PURPOSE: tl.constexpr,
     PERTURB_PURPOSE: tl.constexpr,
@@ -97,19 +94,24 @@ def apply_found_kernel(
     script += slot * SCRIPT
     location = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = location < locations
-    tame = (tl.zeros((BLOCK,), tl.int32) + tl.load(script + WILD)) == 0
-    found, kept = place * locations + location, slot * locations + location
-    inside = (tl.load(grown + found, here, other=0) != 0) & tame
+    finite = (tl.zeros((BLOCK,), tl.int32) + tl.load(script + FINITE)) != 0
+    found = place * locations + location
+    by_slot += slot * record
+    size = slot * 0 + locations  # of 64 bits
+    kept_labels = by_slot.to(tl.pointer_type(tl.int32)) + location
+    kept_z = (by_slot + 4 * size).to(tl.pointer_type(tl.float32)) + location
+    kept_grown = by_slot + 8 * size + location
+    inside = (tl.load(grown + found, here, other=0) != 0) & finite
     severity = tl.load(z + found, here, other=0.0)
-    if NAN_WHERE_WILD:
-        severity = tl.where(tame, severity, float("nan"))
-    tl.store(slot_z + kept, severity, here)
-    tl.store(slot_grown + kept, inside.to(tl.uint8), here)
-    tl.store(slot_mask + kept, ((tl.load(mask + found, here, other=0) != 0) & tame).to(tl.uint8), here)
-    tl.store(slot_labels + kept, tl.where(tame, tl.load(labels + found, here, other=0), 0), here)
+    if NAN_WHERE_NOT_FINITE:
+        severity = tl.where(finite, severity, float("nan"))
+    tl.store(kept_z, severity, here)
+    tl.store(kept_grown, inside.to(tl.uint8), here)
+    tl.store(kept_grown + size, ((tl.load(mask + found, here, other=0) != 0) & finite).to(tl.uint8), here)
+    tl.store(kept_labels, tl.where(finite, tl.load(labels + found, here, other=0), 0), here)
     if tl.program_id(0) == 0:
-        lost = (tl.load(overflow + place) != 0) & (tl.load(script + WILD) == 0)
-        tl.store(slot_overflow + slot, lost.to(tl.uint8))
+        lost = (tl.load(overflow + place) != 0) & (tl.load(script + FINITE) != 0)
+        tl.store(by_slot + 10 * size, lost.to(tl.uint8))
     if CORRECT:
         if tl.max(inside.to(tl.int32), 0) == 0:
             return
@@ -134,7 +136,12 @@ def gathering(maps: int, length: int, locations: int, bank_maps: int) -> Prepare
     return PreparedLaunch(gather_windows_kernel, grid, bank_maps, locations, SCRIPT, BLOCK, num_warps=4)
 
 
-def applying(length: int, x: Tensor, correct: bool, nan_where_wild: bool, perturbs: bool) -> PreparedLaunch:
+def record_bytes(locations: int) -> int:
+    """Of what is kept of a slot: labels int32, z float32, grown and mask a byte each, overflow; a multiple of 16."""
+    return -(-(10 * locations + 1) // 16) * 16
+
+
+def applying(length: int, x: Tensor, correct: bool, nan_where_not_finite: bool, perturbs: bool) -> PreparedLaunch:
     """Launches of ``apply_found_kernel`` on states like x, for lists of that length."""
     channels, *grid = x.shape[1:]
     _, height, width = grid_of(tuple(grid))
@@ -142,13 +149,14 @@ def applying(length: int, x: Tensor, correct: bool, nan_where_wild: bool, pertur
     return PreparedLaunch(
         apply_found_kernel,
         (triton.cdiv(locations, BLOCK), length),
+        record_bytes(locations),
         height,
         width,
         locations,
         *strides_of(x, 2),
         channels,
         correct,
-        nan_where_wild,
+        nan_where_not_finite,
         perturbs,
         int(Purpose.RENOISE),
         int(Purpose.PERTURB_X0),

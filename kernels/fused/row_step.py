@@ -5,7 +5,6 @@ Where a row stands and what it wants lie on the device (``SCRIPT``), and the las
 launch has the same arguments at every step, so that a captured one may be replayed.
 """
 
-import struct
 from typing import NamedTuple
 
 import torch
@@ -21,8 +20,8 @@ SCRIPT = 16
 STEP, TICKET, OPENS, CLOSES, START, T_C, SIGNAL, LARGEST = (tl.constexpr(i) for i in range(8))
 """Executed steps; programs that are through with this one; the steps [OPENS, CLOSES) that are recorded; the window
 [START, T_C); what is kept of its steps beside the changes; whether channels are reduced by the largest."""
-SEED_LOW, SEED_HIGH, DRAW, ALPHA, SIGMA, X0_NOISE, WILD, WILD_AFTER = (tl.constexpr(8 + i) for i in range(8))
-"""The noise's key and level at T_c, float32 as their bits; whether NaN or Inf was recorded before T_c, and after."""
+SEED_LOW, SEED_HIGH, DRAW, ALPHA, SIGMA, X0_NOISE, FINITE, FINITE_AFTER = (tl.constexpr(8 + i) for i in range(8))
+"""The noise's key and level at T_c, float32 as their bits; 1, 0 once NaN or Inf was recorded before T_c and after."""
 GREY_LEVELS, SCORES = tl.constexpr(1), tl.constexpr(2)
 """Signals: those of the modes "official" and "paper"."""
 TABLE = 8
@@ -136,7 +135,7 @@ def row_step_kernel(
         total = total * (1.0 / C)
     tl.store(bank + (slot * maps + (step - opens - 1)) * locations + location, total, changed)
     if tl.max(wild, 0) > 0:
-        tl.store(script + tl.where(step < t_c, WILD, WILD_AFTER), 1)
+        tl.store(script + tl.where(step < t_c, FINITE, FINITE_AFTER), 0)
     tl.debug_barrier()  # every thread has read where the row stands
     programs = tl.num_programs(0)
     if tl.atomic_add(script + TICKET, 1) == programs - 1:
@@ -203,8 +202,3 @@ class RowStepper:
         if x.is_cuda:
             fixed = (*(part.data_ptr() for part in slots), *tail)
             self._prepared[key] = (launch_of(compiled, grid, 2, fixed), stream_getter(), x.device.index)
-
-
-def bits_of(value: float) -> int:
-    """A float32's bits as an int32."""
-    return struct.unpack("<i", struct.pack("<f", value))[0]
