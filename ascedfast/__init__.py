@@ -5,9 +5,10 @@ import importlib.util
 
 from ascedfast import custom_ops as _custom_ops  # noqa: F401 - registers torch.ops.ascedfast
 from ascedfast._version import __version__
+from ascedfast.begin_run import begin
 from ascedfast.config import AscedConfig
 from ascedfast.detect import artifact_mask
-from ascedfast.engine import Engine, begin
+from ascedfast.engine import Engine
 from ascedfast.process import Coefficients
 from ascedfast.report import Region, Report, RowReport
 from ascedfast.schedule import Schedule

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ascedfast.adapters.pipeline_folder import load_pipeline
 from ascedfast.adapters.schedules import schedule_of
+from ascedfast.begin_run import begin
 from ascedfast.config import AscedConfig
-from ascedfast.engine import begin
 from ascedfast.report import Report
 from ascedfast.schedule import plan_run
 

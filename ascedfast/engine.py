@@ -14,7 +14,6 @@ agree. The engine knows tensors and schedules, no sampler:
 """
 
 import logging
-import secrets
 from collections.abc import Callable, Sequence
 
 import torch
@@ -46,7 +45,7 @@ PlanMaker = Callable[[list[Row], Tensor, Tensor], LockstepPlan]
 """Makes what rows in lockstep have in common, from them and the first observed step's x and m [R, C, *grid]."""
 
 
-def _new_plan(rows: list[Row], x: Tensor, m: Tensor) -> LockstepPlan:
+def new_plan(rows: list[Row], x: Tensor, m: Tensor) -> LockstepPlan:
     return LockstepPlan(rows[0], len(rows), x, m, lambda t: t)
 
 
@@ -57,7 +56,7 @@ class Engine:
         cache may answer for steps (``skip``).
     """
 
-    def __init__(self, plan: PlanMaker | None = _new_plan) -> None:
+    def __init__(self, plan: PlanMaker | None = new_plan) -> None:
         self._make_plan = plan
         self._rows: dict[int, Row] = {}
         self._next_id = 0
@@ -372,35 +371,3 @@ class Engine:
         if len(set(rows)) != len(rows):
             raise ValueError(f"a row stands twice in {list(rows)}")
         return [self._row(row) for row in rows]
-
-
-def begin(
-    schedule: Schedule,
-    config: AscedConfig | None = None,
-    *,
-    seeds: Sequence[int] | int | None = None,
-    rows: int | None = None,
-    first: int = 0,
-    keep_mask: Tensor | None = None,
-    caches: bool = False,
-) -> Engine:
-    """An engine whose rows all run the same schedule: the usual case.
-
-    Args:
-        seeds: one 64-bit seed a row; an int for one request of ``rows`` images; None: a fresh seed, see the report.
-        rows: number of rows; default: as many as seeds. first: index in the schedule of the first executed step.
-        keep_mask: as for ``Engine.add``, [R, 1, *grid]. caches: one may answer for steps, see ``Engine.skip``.
-    Raises: ValueError, TypeError, BackendError for bad settings or a number of seeds that is not the number of rows.
-    """
-    if rows is not None and rows < 0:
-        raise ValueError(f"rows must be 0 or more, got {rows}")
-    if isinstance(seeds, Sequence):
-        if rows is not None and rows != len(seeds):
-            raise ValueError(f"{len(seeds)} seeds were given for {rows} rows: give one a row")
-        pairs = [(seed, 0) for seed in seeds]
-    else:
-        seed = secrets.randbits(64) if seeds is None else seeds
-        pairs = [(seed, draw) for draw in range(1 if rows is None else rows)]
-    engine = Engine(None if caches else _new_plan)
-    engine.add_all(schedule, AscedConfig() if config is None else config, pairs, first=first, keep_mask=keep_mask)
-    return engine

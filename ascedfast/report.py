@@ -57,8 +57,7 @@ class RowReport:
         config, seed, draw, plan: what repeats the run. steps, executed: solver steps planned and done.
         finite: 0-dim bool, False if a step up to T_c held NaN or Inf; None before the first. finite_after: the same for
             the recorded steps after it.
-        dynamics: (executed step, d [*grid]) of every recorded step.
-        logsnr: log(alpha^2/sigma^2) at each executed step.
+        dynamics: (executed step, d [*grid]) of every recorded one. logsnr: log(alpha^2/sigma^2) of each executed one.
         keep: bool, broadcasts against [*grid], what was protected: no region, severity or p-value counts it.
     """
 

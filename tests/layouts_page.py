@@ -71,6 +71,7 @@ first step, before anything is changed.
   each token. Tokens that are at another level than the first step's, as a given frame is, are protected for the whole
   run, beside `keep_mask`; that the others stay at the steps' level is taken for granted. Tokens stepped in front of the
   video (an image for a later frame) leave no grid: the run is left alone. Such steps are never fused.
+- Each scheduler on each layout: `docs/matrix.md`.
 
 ## What is never re-noised
 `enable_asced(pipe, keep_mask=mask)`, `begin(..., keep_mask=mask)`, `Engine.add(..., keep_mask=mask)`: bool

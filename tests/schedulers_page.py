@@ -69,7 +69,7 @@ What the columns leave open:
 - **FlowMapEuler**'s model gives a mean velocity; x - s*m is where it leads if it stayed the same. `r_timestep` must be
   the next level, as by default. **UnCLIP** must be told `prev_timestep`, as its pipelines do.
 - **Helios** with stages above 1, and **FlowMatchLCM** with scale_factors, are left alone: their levels, or sizes,
-  change under way. Layouts of latents: `docs/layouts.md`.
+  change under way. Layouts of latents: `docs/layouts.md`; each scheduler on each of them: `docs/matrix.md`.
 
 ## Noise that a solver adds
 It moves x0_hat everywhere alike. Nothing is subtracted: each step is judged by its own median and MAD, which rise with

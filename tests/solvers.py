@@ -6,6 +6,7 @@ import inspect
 import diffusers
 import tiny
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from ascedfast.adapters.schedules import begins_of, calls_of, schedule_of
 from ascedfast.adapters.support import facts_of, supported_base
@@ -88,9 +89,9 @@ INVERSE = ("ddim-inverse", "dpm-inverse")
 PARAMETERS = list(SETTINGS)
 
 
-def make(name):
+def make(name, **changes):
     kind, options = SETTINGS[name]
-    return tiny.quietly(lambda: getattr(diffusers, f"{kind}Scheduler")(**options))
+    return tiny.quietly(lambda: getattr(diffusers, f"{kind}Scheduler")(**options | changes))
 
 
 def set_steps(scheduler, steps=25):
@@ -146,9 +147,12 @@ def output_of(level, x, x0):
     return (x0 - x * level.a) * (1 / level.b)
 
 
-def sample(scheduler, x, predict, *, steps=25, dtype=torch.float32, generator=None, edit=None, **options):
+def sample(
+    scheduler, x, predict, *, steps=25, dtype=torch.float32, generator=None, edit=None, seen=lambda t: t, **options
+):
     """Every state, the first one included, of a loop with the denoiser ``predict(step, level, x)`` -> x0, where step
-    counts the steps of the solver. options: for ``step``. edit: as for ``tiny.sample``."""
+    counts the steps of the solver. options: for ``step``. edit: as for ``tiny.sample``. generator: one, or one a row.
+    seen: a view of x as [R, C, *grid], whose first two columns RePaint is given."""
     set_steps(scheduler, steps)
     name = supported_base(scheduler).__name__
     levels, schedule = levels_at(scheduler), schedule_of(scheduler)
@@ -183,10 +187,10 @@ def sample(scheduler, x, predict, *, steps=25, dtype=torch.float32, generator=No
                 for up in range(int(timesteps[call - 1]), int(t), stride):
                     x = scheduler.undo_step(x, up, generator)
             known = torch.zeros_like(x)
-            known[..., :2] = 1
+            seen(known)[..., :2] = 1
             x = scheduler.step(m, t, x, torch.zeros_like(x), known, return_dict=False, **given)[0]
         elif name == "HeliosDMDScheduler":
-            noise = torch.randn(x.shape, generator=generator).to(dtype)
+            noise = randn_tensor(x.shape, generator=generator).to(dtype)
             dmd = {"dmd_noisy_tensor": noise, "dmd_sigmas": scheduler.sigmas, "dmd_timesteps": timesteps}
             dmd |= {"cur_sampling_step": call, "all_timesteps": timesteps}
             x = scheduler.step(m, t, x, return_dict=False, **dmd, **given)[0]

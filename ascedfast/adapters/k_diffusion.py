@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ascedfast.begin_run import begin
 from ascedfast.config import AscedConfig
-from ascedfast.engine import Engine, begin
+from ascedfast.engine import Engine
 from ascedfast.noise import seed_to_int64
 from ascedfast.process import sample
 from ascedfast.protected import check_keep, checked_keep_mask, keep_by_row
