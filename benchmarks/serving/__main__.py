@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """``python -m benchmarks.serving``: measure S1 to S5 on this machine's CPU and save them."""
 
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.serving.outcome import FILE, Outcome, save
+from benchmarks.serving.outcome import FILE, Outcome, save, write_page
 from benchmarks.serving.process import PACKAGED, SLOW_STUB, STUB, Running, serving
 from benchmarks.serving.s1_bits import s1
 from benchmarks.serving.s2_kill import s2
@@ -62,10 +60,11 @@ def main(only: Annotated[str, typer.Option(help="Some of S1 to S5, as S1,S5.")] 
     command = " ".join(["python -m benchmarks.serving", *sys.argv[1:]])
     for name in chosen:
         outcomes = MEASURES[name]()
-        save(outcomes, command, f"{os.cpu_count()} CPUs, {platform.machine()}")
+        save(outcomes, command)
         for one in outcomes:
             bar = "" if one.bar is None else f", bar {one.bar:g}: {'met' if one.met else 'MISSED'}"
             print(f"{one.id}: {one.value:.4g} {one.unit}{bar}; n = {one.n}; {one.note}", flush=True)
+    write_page()
     print(f"saved in {FILE}")
 
 

@@ -24,7 +24,7 @@ from benchmarks.source import ROOT
 STUB = ("-m", "benchmarks.serving.stub", "fast")
 SLOW_STUB = ("-m", "benchmarks.serving.stub", "slow")
 PACKAGED = ("-m", "benchmarks.serving.packaged")
-SECONDS_TO_START = 120
+SECONDS_TO_START = 240
 
 
 @dataclass(frozen=True)
