@@ -16,7 +16,7 @@ from ascedfast.cli import app as commands
 from ascedfast.server.app import create_app
 from ascedfast.server.errors import BusyError, LostError
 from ascedfast.server.settings import ServerSettings
-from benchmarks.serving.load import requests
+from benchmarks.serving.load import body_of, requests
 from benchmarks.serving.stub import PLACES, SHAPE, alone, differences
 
 PATH = "/v1/images/generations"
@@ -30,7 +30,7 @@ def client():
 
 @pytest.mark.parametrize("request_", requests(12, seed=9), ids=range(12))
 def test_an_answer_is_what_the_request_gives_alone(client, request_):
-    assert differences(client.post(PATH, json=request_).json(), alone(request_)) == []
+    assert differences(body_of(client.post(PATH, json=request_)), alone(request_)) == []
 
 
 def test_differences_are_seen():
@@ -190,3 +190,8 @@ def test_the_size_is_the_models():
     with local_client() as client:
         answer = client.post(PATH, json={"size": "16x16", "steps": 1}).json()
     assert answer["size"] == f"{SHAPE[2]}x{SHAPE[1]}"
+
+
+def test_what_answers_http_imports_no_model():
+    code = "import sys, ascedfast.server.ingress; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

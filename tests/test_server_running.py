@@ -69,6 +69,13 @@ def test_s4_memory_does_not_grow(server):
     assert outcome.met, outcome
 
 
+def test_what_a_replica_refuses_is_told(slow_server):
+    with slow_server.client() as client:
+        answer = client.post(PATH, json={"steps": 3, "asced": {"t_c": 3}})
+    assert answer.status_code == 422
+    assert "t_c = 3 is past the end of a run of 3 steps" in answer.json()["error"]["message"]
+
+
 def test_a_full_queue_is_answered_429_and_when_to_come_again(slow_server):
     wanted = [{"seed": seed, "steps": 2} for seed in range(8)]
     answers = asyncio.run(send_all(slow_server, wanted, 8))

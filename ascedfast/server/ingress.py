@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The two deployments of Ray Serve: replicas that draw, and one that answers HTTP."""
+"""What answers HTTP, as a deployment of Ray Serve; holds no model, and imports none."""
 
 import asyncio
 import time
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 
 from ascedfast.server.app import create_app
 from ascedfast.server.backend import RayBackend
 from ascedfast.server.metrics import ServerMetrics
-from ascedfast.server.model import load_model
-from ascedfast.server.replica import Load, Replica
 from ascedfast.server.settings import ServerSettings
-
-SPARE = 64
-"""Calls beyond those for images, which are answered while the queue is full: health, metrics, the page."""
 
 
 @serve.ingress()
@@ -42,26 +36,3 @@ class Ingress:
         while self._counted.in_flight and time.monotonic() < until:
             await asyncio.sleep(0.05)
         return self._counted.in_flight
-
-
-def application(settings: ServerSettings, size: tuple[int, int], load: Load = load_model) -> serve.Application:
-    """What ``serve.run`` runs. Args: size: (height, width) of the model's images. load: makes it, in each replica."""
-    full = BackpressureConfig(status_code=429, retry_after_s=settings.retry_after)
-    replicas = serve.deployment(
-        Replica,
-        num_replicas=settings.replicas,
-        max_ongoing_requests=settings.in_flight + SPARE,  # the ingress counts; here it would hold back metrics too
-        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
-        graceful_shutdown_timeout_s=settings.drain_seconds,
-        health_check_period_s=2,
-    )
-    ingress = serve.deployment(
-        Ingress,
-        num_replicas=1,
-        max_ongoing_requests=settings.in_flight + SPARE,
-        max_queued_requests=SPARE,
-        backpressure_config=full,
-        ray_actor_options={"num_cpus": 0},
-        graceful_shutdown_timeout_s=settings.drain_seconds,
-    )
-    return ingress.bind(settings, size, replicas.bind(settings, load))

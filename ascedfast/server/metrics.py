@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from ascedfast.server.sampler import Drawn
+from ascedfast.report import RowReport
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SEVERITY = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -36,9 +36,9 @@ class ReplicaMetrics:
         self.fill.observe(rows / self._max_rows)
         self.rows.inc(rows)
 
-    def drew(self, images: Sequence[Drawn]) -> None:
-        """Reads the images' reports, which copies from the device."""
-        for row in (image.report for image in images):
+    def drew(self, reports: Sequence[RowReport | None]) -> None:
+        """Count images, None for one that nobody watched. Reads the reports, which copies from the device."""
+        for row in reports:
             self.images.labels("off" if row is None else row.status).inc()
             if row is None:
                 continue

@@ -77,19 +77,21 @@ class RowModel:
         images = [torch.randn(1, *self.shape, generator=generator, dtype=self.dtype) for _ in range(n)]
         return torch.cat(images).to(self.device)
 
-    def predict(self, x: Tensor, places: Sequence[tuple[Course, int]], alone: Sequence[bool]) -> Tensor:
-        """Model outputs [R, C, H, W] for rows at these places of their courses; rows that are ``alone`` are evaluated
-        one by one, the others together."""
+    def predict(
+        self, x: Tensor, places: Sequence[tuple[Course, int]], alone: Sequence[int], together: Tensor | None
+    ) -> Tensor:
+        """Model outputs [R, C, H, W] for rows at these places of their courses.
+
+        Args: alone: rows that are evaluated one by one. together: the others, int64 on the device; None for all.
+        """
         t = torch.stack([course.timesteps[k] for course, k in places])
-        together = [i for i, one in enumerate(alone) if not one]
-        if len(together) == len(alone):
+        if together is None:
             return self.network(x, t)
         m = torch.empty_like(x)
-        if together:
+        if len(together):
             m[together] = self.network(x[together], t[together])
-        for i, one in enumerate(alone):
-            if one:
-                m[i] = self.network(x[i : i + 1], t[i : i + 1])[0]
+        for i in alone:
+            m[i] = self.network(x[i : i + 1], t[i : i + 1])[0]
         return m
 
     def step(self, x: Tensor, m: Tensor, places: Sequence[tuple[Course, int]]) -> Tensor:

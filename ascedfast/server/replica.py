@@ -92,7 +92,7 @@ class Replica:
 
     def _encode(self, images: list[Drawn], request: ImageRequest) -> list[dict[str, Any]]:
         report = request.asced.report
-        self._metrics.drew(images)
+        self._metrics.drew([image.report for image in images])
         entries = [image_of(image, request.seed, draw, report) for draw, image in enumerate(images)]
         return [entry.model_dump() for entry in entries]
 

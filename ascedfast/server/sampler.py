@@ -62,6 +62,23 @@ class _Row:
     k: int = 0
 
 
+class _Groups:
+    """Which rows go which way; made anew when rows join or leave, so that a step uploads nothing.
+
+    alone: evaluated one by one. together: int64 on the device, the others; None for all. watched: ids of the watched
+    rows. watched_at: int64 on the device, where they are; None for all.
+    """
+
+    def __init__(self, rows: Sequence[_Row], device: torch.device) -> None:
+        def where(chosen: list[int]) -> Tensor | None:
+            return None if len(chosen) == len(rows) else torch.tensor(chosen, dtype=torch.int64, device=device)
+
+        self.alone = [i for i, row in enumerate(rows) if row.order.exact]
+        self.together = where([i for i, row in enumerate(rows) if not row.order.exact])
+        self.watched = [row.watched for row in rows if row.watched is not None]
+        self.watched_at = where([i for i, row in enumerate(rows) if row.watched is not None])
+
+
 class Sampler:
     """Rows of one model. ``order`` and ``cancel`` may be called from any thread, ``step`` from one.
 
@@ -91,6 +108,7 @@ class Sampler:
         model = self._model
         self._watch = RowBatch(self._max_rows, model.shape, model.device, model.dtype, **self._limits)
         self._rows: list[_Row] = []
+        self._groups = _Groups([], model.device)
         self._x = torch.empty(0, *self._model.shape, dtype=self._model.dtype, device=self._model.device)
 
     @property
@@ -158,6 +176,7 @@ class Sampler:
             self._rows += rows
         if states:
             self._x = torch.cat([self._x, *states])
+            self._groups = _Groups(self._rows, self._model.device)
 
     def _next_order(self) -> Order | None:
         with self._lock:
@@ -171,35 +190,21 @@ class Sampler:
         return self._watch.add(order.config, order.seed, course.schedule, draw=draw)
 
     def _step_rows(self) -> None:
-        rows, x = self._rows, self._x
+        rows, x, groups = self._rows, self._x, self._groups
         places = [(row.course, row.k) for row in rows]
-        m = self._model.predict(x, places, [row.order.exact for row in rows])
-        self._watch_step(x, m)
+        m = self._model.predict(x, places, groups.alone, groups.together)
+        at, ids = groups.watched_at, groups.watched
+        if ids:
+            self._watch.observe(ids, *((x, m) if at is None else (x[at], m[at])))
         self._x = self._model.step(x, m, places)
         for row in rows:
             row.k += 1
-        self._correct()
-
-    def _watch_step(self, x: Tensor, m: Tensor) -> None:
-        watched = self._watched()
-        if watched:
-            ids = [self._rows[i].watched for i in watched]
-            self._watch.observe(ids, *((x, m) if len(watched) == len(x) else (x[watched], m[watched])))
-
-    def _correct(self) -> None:
-        watched = self._watched()
-        if not watched:
-            return
-        ids = [self._rows[i].watched for i in watched]
-        if len(watched) == len(self._rows):
+        if ids and at is None:
             self._watch.correct_(ids, self._x)
-        else:
-            states = self._x[watched]
-            self._watch.correct_(ids, states)
-            self._x[watched] = states
-
-    def _watched(self) -> list[int]:
-        return [i for i, row in enumerate(self._rows) if row.watched is not None]
+        elif ids:
+            states = self._x[at]
+            if self._watch.correct_(ids, states):
+                self._x[at] = states
 
     def _tell_progress(self) -> None:
         for order, k in {row.order: row.k for row in self._rows}.items():
@@ -226,3 +231,4 @@ class Sampler:
         staying = sorted(set(range(len(self._rows))) - set(gone))
         self._rows = [self._rows[i] for i in staying]
         self._x = self._x[staying]
+        self._groups = _Groups(self._rows, self._model.device)

@@ -5,7 +5,7 @@ import ipaddress
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ascedfast.config import MODES, Mode
@@ -64,6 +64,11 @@ class ServerSettings(BaseSettings):
     retry_after: int = Field(default=2, ge=1)
     retries: int = Field(default=10, ge=0)
 
+    @field_validator("pipeline", "table", "folder")
+    @classmethod
+    def _resolve(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.resolve()  # the replicas work in another folder
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.token is None and not self.is_loopback:
@@ -71,7 +76,7 @@ class ServerSettings(BaseSettings):
                 f"host {self.host} can be reached from other machines: set a token, which clients then send, or host "
                 "127.0.0.1"
             )
-        if self.folder is not None and len(str(self.folder.resolve())) > LONGEST_FOLDER:
+        if self.folder is not None and len(str(self.folder)) > LONGEST_FOLDER:
             raise ValueError(
                 f"folder {self.folder} is too long for the sockets in it: at most {LONGEST_FOLDER} letters"
             )
@@ -90,7 +95,7 @@ class ServerSettings(BaseSettings):
     @property
     def name(self) -> str:
         """Of the model, as requests may name it."""
-        return PACKAGED if self.pipeline is None else self.pipeline.resolve().name
+        return PACKAGED if self.pipeline is None else self.pipeline.name
 
     @property
     def in_flight(self) -> int:

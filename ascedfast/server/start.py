@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
 
-from ascedfast.server.ingress import application
+from ascedfast.server.deployments import application
 from ascedfast.server.model import load_model
 from ascedfast.server.replica import Load
 from ascedfast.server.settings import ServerSettings
@@ -31,7 +31,7 @@ def ray_of_its_own(settings: ServerSettings) -> Iterator[None]:
         include_dashboard=False,
         object_store_memory=OBJECTS,
         log_to_driver=False,
-        _temp_dir=None if settings.folder is None else str(settings.folder.resolve()),
+        _temp_dir=None if settings.folder is None else str(settings.folder),
     )
     try:
         yield

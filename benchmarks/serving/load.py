@@ -2,6 +2,7 @@
 """Requests by chance, and clients that send them."""
 
 import asyncio
+import json
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -35,8 +36,23 @@ def _request(chance: random.Random, steps: Sequence[int]) -> Request:
         "seed": chance.randrange(1 << 63),
         "n": chance.choice([1, 1, 1, 2, 3]),
         "steps": chance.choice(steps),
+        "stream": chance.random() < 0.25,
         "asced": asced,
     }
+
+
+def body_of(answer: httpx.Response) -> dict[str, Any]:
+    """What was drawn, answered at once or after events. Raises: ValueError where it was not, or events are amiss."""
+    if answer.status_code != 200:
+        raise ValueError(f"{answer.status_code}: {answer.text[:300]}")
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        return answer.json()
+    lines = [line.partition(": ")[2] for line in answer.text.splitlines() if line]
+    names, data = lines[::2], [json.loads(line) for line in lines[1::2]]
+    steps = [one["step"] for one in data[:-1]]
+    if names != ["progress"] * len(steps) + ["completed"] or steps != list(range(1, len(steps) + 1)):
+        raise ValueError(f"events {names[-3:]} of steps {steps}")
+    return data[-1]
 
 
 async def send_all(server: Running, wanted: Sequence[Request], clients: int) -> list[httpx.Response]:

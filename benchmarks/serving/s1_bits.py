@@ -4,7 +4,7 @@
 import asyncio
 import random
 
-from benchmarks.serving.load import requests, send_all
+from benchmarks.serving.load import body_of, requests, send_all
 from benchmarks.serving.outcome import Outcome
 from benchmarks.serving.process import Running
 from benchmarks.serving.stub import alone, differences
@@ -26,9 +26,10 @@ def s1(server: Running, count: int = COUNT) -> Outcome:
         part = wanted[sent : sent + chance.randrange(1, 120)]
         clients = min(chance.choice(CLIENTS), len(part))
         for request, answer in zip(part, asyncio.run(send_all(server, part, clients)), strict=True):
-            found = differences(answer.json(), alone(request)) if answer.status_code == 200 else [answer.text]
+            body = body_of(answer)
+            found = differences(body, alone(request))
             wrong += [found] if found else []
-            corrected += sum((image["asced"] or {}).get("status") == "corrected" for image in answer.json()["data"])
+            corrected += sum((image["asced"] or {}).get("status") == "corrected" for image in body["data"])
         sent += len(part)
     drawn = server.by_replica("ascedfast_images_total")
     shares = sorted(int(value - before.get(replica, 0)) for replica, value in drawn.items())
