@@ -8,6 +8,7 @@ from row_loop import bits
 from test_diffusers import SENSITIVE
 
 from ascedfast import AscedConfig, asced, enable_asced
+from ascedfast.adapters.row_seeds import row_seeds
 
 GRID = (32, 24)
 SEEDS = [11, 2**64 - 1, 13]
@@ -161,3 +162,9 @@ def test_dit_with_a_single_generator(classes):
         tiny.run(pipe, kwargs, generator=tiny.generator(6))
         assert set(handle.report.seeds) == {6}
         assert [row.draw for row in handle.report][: len(classes)] == list(range(len(classes)))
+
+
+def test_a_list_with_a_generator_missing_draws_a_seed_for_its_row():
+    (first, _), (second, _) = row_seeds(torch.zeros(2, 3, 4, 4), None, [torch.Generator().manual_seed(7), None])
+    assert first == 7
+    assert 0 <= second < 1 << 64

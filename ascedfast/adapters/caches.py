@@ -118,7 +118,7 @@ class CacheWatch:
 def watched(pipe: Any) -> Iterator[CacheWatch]:
     """Watch the caches of a pipeline for the length of a ``with`` block."""
     hooks, parts, untold = [], [], None
-    for component in pipe.components.values():
+    for component in vars(pipe).values():  # ``pipe.components`` raises for a class whose signature is *args, **kwargs
         for module in component.modules() if isinstance(component, nn.Module) else ():
             if hasattr(type(module), "_cache_config"):
                 parts.append(module)

@@ -16,10 +16,10 @@ def row_seeds(x: Tensor, given: Sequence[int] | int | None, generator: object) -
     """
     seeds = given
     if seeds is None and isinstance(generator, list | tuple) and generator:
-        seeds = [one.initial_seed() for one in generator]
+        seeds = [_seed_of(one) for one in generator]
         seeds = seeds if len(seeds) > 1 else seeds[0]  # diffusers draws every row from a list's only generator
     if seeds is None:
-        seeds = generator.initial_seed() if isinstance(generator, torch.Generator) else secrets.randbits(64)
+        seeds = _seed_of(generator)
     if isinstance(seeds, int):
         return [(seeds, draw) for draw in range(x.shape[0])]
     n = len(seeds)
@@ -35,3 +35,7 @@ def stand_twice(x: Tensor, n: int) -> bool:
     """Whether the 2n rows of x [R, ..] are n rows twice: DiT's pipeline steps every sample as its guided and its
     unguided half. Waits for the device where their number allows it."""
     return len(x) == 2 * n and torch.equal(x[:n], x[n:])
+
+
+def _seed_of(generator: object) -> int:
+    return generator.initial_seed() if isinstance(generator, torch.Generator) else secrets.randbits(64)
