@@ -28,6 +28,7 @@ from ascedfast.upload import upload
 
 logger = logging.getLogger("ascedfast")
 NEVER = 2**31 - 1
+UNPREPARED = "do a step like this one, of these rows, before a CUDA graph is captured of it"
 TABLES = 64
 """Schedules whose tables stay on the device."""
 
@@ -212,7 +213,7 @@ class DeviceRows:
         """One step of these rows; ``solve``: x becomes the next state."""
         captures = x.is_cuda and torch.cuda.is_current_stream_capturing()
         if captures and not (self.knows(rows) and self._step.knows(x, m, solve)):
-            raise RuntimeError("do a step like this one, of these rows, before a CUDA graph is captured of it")
+            raise RuntimeError(UNPREPARED)
         now = self._named(rows)
         with on_device_of(x):
             self._step(x, m, solve)
@@ -288,6 +289,8 @@ class DeviceRows:
     def _named(self, rows: Sequence[int]) -> Stepped:
         """These rows as those that are stepped; their slots go to the device where others were stepped before."""
         if not self.knows(rows):
+            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(UNPREPARED)  # before the copy below, which a graph cannot hold
             self._settle()
             self._now = Stepped(rows, [self._seats[row] for row in rows])
             index = torch.tensor([seat.slot for seat in self._now.seats], dtype=torch.int32)

@@ -272,3 +272,19 @@ def test_a_cache_enabled_after_t_c_is_no_matter(caplog, backend):
     assert torch.equal(handle.report.masks_grown, expected.report.masks_grown)
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(made.states[:10], plain.states[:10], strict=True))
     assert len(made.full) < company.STEPS
+
+
+def test_modules_are_found_without_asking_a_pipeline_for_its_components():
+    """diffusers raises there for a class whose signature is *args, **kwargs."""
+
+    class Handed:
+        def __init__(self):
+            self.transformer = torch.nn.Linear(1, 1)
+            self.transformer._is_cached = True
+
+        @property
+        def components(self):
+            raise ValueError("incorrectly implemented")
+
+    with caches.watched(Handed()) as watch:
+        assert "cache-dit" in watch.untold

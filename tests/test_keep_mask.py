@@ -225,7 +225,7 @@ def flow_run(x, **options):
     scheduler, compared = FlowMatchEulerDiscreteScheduler(), []
     handle = enable_asced(scheduler, AscedConfig(mad_scale=1.0, min_area=0, core_width=1), seeds=5, **options)
     scheduler.set_timesteps(STEPS)
-    steady = tiny.randn(*x.shape, seed=8)
+    steady = tiny.randn(*x.shape, seed=8).to(x.device)
     with Operations() as seen:
         for k, t in enumerate(scheduler.timesteps):
             compared.append(seen.equal)
