@@ -29,6 +29,7 @@ from ascedfast.mixed_rows import (
     detect_rows,
     dynamics_of,
     groups_of,
+    judged,
     previous_of,
     renoise_rows_,
     signal_of,
@@ -280,13 +281,7 @@ class Engine:
         check_batch(x, batch)
         if x.requires_grad and any(row.due and row.config.correct for row in batch):
             raise ValueError(WITHOUT_GRADIENTS)
-        for row in batch:
-            if row.due and row.gap is not None:
-                row.plan = Plan(0, 0, row.gap)
-            elif row.due and row.config.mode == "calibrated":
-                why = row.config.table.refusal(row.window_logsnr, row.bank[0].shape)
-                row.plan = row.plan if why is None else Plan(0, 0, why)
-        due = [row for row in batch if row.due]
+        due = judged(batch, x.shape[2:])
         found = [pair for group in groups_of(due) for pair in detect_rows(group)]
         masks = {row.id: detection.grown for row, detection in found if row.config.correct}
         mask = renoise_rows_(x, batch, masks) if masks else None

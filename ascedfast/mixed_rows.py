@@ -10,6 +10,7 @@ from ascedfast import detect, ops
 from ascedfast.noise import seed_to_int64
 from ascedfast.protected import check_keep, keep_of_all, unprotected
 from ascedfast.rows import Row
+from ascedfast.schedule import Plan
 
 
 def check_batch(x: Tensor, batch: list[Row]) -> None:
@@ -86,6 +87,17 @@ def signal_of(mode: str, batch: list[Row], x: Tensor, m: Tensor, x0: Tensor) -> 
     return detect.weighted_score(x, x0, torch.tensor(alphas, dtype=x0.dtype, device=x0.device))
 
 
+def judged(batch: list[Row], grid: Sequence[int]) -> list[Row]:
+    """Those that are due. One whose window cannot be judged is left alone from here on, and told why."""
+    for row in batch:
+        if row.due and row.gap is not None:
+            row.plan = Plan(0, 0, row.gap)
+        elif row.due and row.config.mode == "calibrated":
+            why = row.config.table.refusal(row.window_logsnr, tuple(grid))
+            row.plan = row.plan if why is None else Plan(0, 0, why)
+    return [row for row in batch if row.due]
+
+
 def detect_rows(group: list[Row]) -> list[tuple[Row, detect.Detection]]:
     """Detect in rows that share a configuration, a plan and the number of their maps; changes none of them."""
     config = group[0].config
@@ -113,8 +125,14 @@ def _detect_calibrated(row: Row) -> detect.Detection:
     return detect.Detection(*(part[0] for part in found))
 
 
-def renoise_rows_(x: Tensor, batch: list[Row], masks: dict[int, Tensor]) -> Tensor:
-    """Correct x in place inside the masks, by row id; the mask of the whole batch, bool [R, 1, *grid]."""
+def renoise_rows_(
+    x: Tensor, batch: list[Row], masks: dict[int, Tensor], predictions: Sequence[Tensor | None] | None = None
+) -> Tensor:
+    """Correct x in place inside the masks, by row id; the mask of the whole batch, bool [R, 1, *grid].
+
+    Args: predictions: x0_hat of each row, [C, *grid]; default: the rows' last ones. None: not masked.
+    """
+    predictions = [row.x0 for row in batch] if predictions is None else predictions
     empty = torch.zeros(x.shape[2:], dtype=torch.bool, device=x.device)
     mask = torch.stack([masks.get(row.id, empty) for row in batch])
     levels = [row.schedule.after[row.first + row.step - 1] for row in batch]
@@ -127,7 +145,7 @@ def renoise_rows_(x: Tensor, batch: list[Row], masks: dict[int, Tensor]) -> Tens
     ops.renoise_(
         x,
         mask,
-        torch.stack([x[i].to(work_dtype(x)) if row.x0 is None else row.x0 for i, row in enumerate(batch)]),
+        torch.stack([x[i].to(work_dtype(x)) if x0 is None else x0 for i, x0 in enumerate(predictions)]),
         column([alpha for alpha, _ in levels], torch.float32),
         column([sigma for _, sigma in levels], torch.float32),
         seeds=column([seed_to_int64(row.seed) for row in batch], torch.int64),
