@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)  # tensors here are small: waiting for a second thread costs more than its work
 
 # A machine that has a GPU but not the extra ``serve`` runs all the others; the README's command installs it.
-collect_ignore_glob = [] if importlib.util.find_spec("ray") else ["test_batch*.py", "test_server*.py", "test_serving_*.py"]
+collect_ignore_glob = [] if importlib.util.find_spec("ray") else ["test_batch*.py", "test_server_*.py"]
 
 hypothesis.settings.register_profile("ascedfast", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("ascedfast")
