@@ -10,12 +10,11 @@ from diffusers import (
     LTXConditionPipeline,
     LTXImageToVideoPipeline,
     QwenImageLayeredPipeline,
-    QwenImageTransformer2DModel,
 )
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_layered
 from PIL import Image
 from tiny import randn
-from tiny_layouts import Nothing, ltx
+from tiny_layouts import Nothing, ltx, qwen_transformer
 
 
 def ltx_coder():
@@ -58,20 +57,7 @@ def ltx_condition(**given):
 def qwen_layered(layers=3):
     """Packed, a stack of images: [B, 4 * 8 * 6, 16] of 128 x 96 pixels, and an image that is given. The pipeline itself
     makes 640 x 640 pixels at least (see ``small_layers``), and raises where latents are asked for."""
-    transformer = tiny.weights(
-        lambda: QwenImageTransformer2DModel(
-            patch_size=2,
-            in_channels=16,
-            out_channels=4,
-            num_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=3,
-            joint_attention_dim=16,
-            axes_dims_rope=(8, 4, 4),
-            use_additional_t_cond=True,
-            use_layer3d_rope=True,
-        )
-    )
+    transformer = qwen_transformer(use_additional_t_cond=True, use_layer3d_rope=True)
     latents = {"z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
     coder = tiny.weights(lambda: AutoencoderKLQwenImage(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **latents))
     parts = {"vae": coder, "text_encoder": Nothing(), "tokenizer": None, "processor": None}

@@ -122,9 +122,8 @@ def sana():
     return pipe, {**prompt, **negative(6, 8), **masks, **size, **LATENT}
 
 
-def qwen():
-    """Packed: [B, 16 * 12, 16]."""
-    transformer = tiny.weights(
+def qwen_transformer(**options):
+    return tiny.weights(
         lambda: QwenImageTransformer2DModel(
             patch_size=2,
             in_channels=16,
@@ -134,8 +133,14 @@ def qwen():
             num_attention_heads=3,
             joint_attention_dim=16,
             axes_dims_rope=(8, 4, 4),
+            **options,
         )
     )
+
+
+def qwen():
+    """Packed: [B, 16 * 12, 16]."""
+    transformer = qwen_transformer()
     parts = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
     pipe = QwenImagePipeline(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), **parts)
     long = torch.ones(1, 7, dtype=torch.long)
