@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ascedfast serve`` and ``ascedfast batch``; what they need beyond the core is imported when they are called."""
+"""``ascedfast serve``; what it needs beyond the core is imported when it is called."""
 
 from pathlib import Path
 from typing import Annotated, Any
