@@ -258,6 +258,63 @@ def test_a_cache_enabled_before_t_c_leaves_the_run_alone_with_one_warning(caplog
     assert handle.report[0].status == "corrected"
 
 
+def again(transformer):
+    """Disable a cache, and enable it with the same configuration."""
+    config = transformer._cache_config
+    transformer.disable_cache()
+    transformer.enable_cache(config)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_a_cache_enabled_anew_with_its_own_configuration_leaves_the_run_alone(caplog, backend):
+    made, twin = company.COMPANY["first-block-cache"](), company.COMPANY["first-block-cache"]()
+    for one in (made, twin):
+        within(one, lambda step, one=one: again(one.pipe.transformer), 5)
+    handle = enable_asced(made.pipe, AscedConfig(backend=backend))
+    with caplog.at_level(logging.WARNING, "ascedfast"):
+        made()
+    twin()
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(made.states, twin.states, strict=True))
+    assert (handle.report[0].status, handle.report[0].reason) == ("unavailable", caches.LATE)
+    assert sum("enable it before the call" in text for text in caplog.messages) == 1
+
+
+def test_a_cache_enabled_anew_after_t_c_is_no_matter(caplog):
+    made, plain = company.COMPANY["first-block-cache"](), company.COMPANY["first-block-cache"]()
+    handle, expected = enable_asced(made.pipe), enable_asced(plain.pipe)
+    within(made, lambda step: again(made.pipe.transformer), 9)
+    with caplog.at_level(logging.WARNING, "ascedfast"):
+        made()
+    plain()
+    assert not caplog.messages
+    assert handle.report[0].status == "corrected"
+    assert torch.equal(handle.report.masks_grown, expected.report.masks_grown)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_cache_that_is_only_disabled_is_no_reason(caplog, others):
+    """Also while another module's cache stays enabled."""
+    made = company.COMPANY["first-block-cache"]()
+    if others:
+        made.pipe.transformer_2 = company.COMPANY["first-block-cache"]().pipe.transformer
+    within(made, lambda step: made.pipe.transformer.disable_cache(), 4)
+    handle = enable_asced(made.pipe)
+    with caplog.at_level(logging.WARNING, "ascedfast"):
+        made()
+    assert handle.report[0].status == "corrected"
+    assert not caplog.messages
+
+
+def test_a_module_that_two_names_share_is_watched_once():
+    made = company.COMPANY["first-block-cache"]()
+    with caches.watched(made.pipe) as plain:
+        hooks = plain._hooks
+    made.pipe.transformer_2 = made.pipe.transformer
+    with caches.watched(made.pipe) as watch:
+        assert [id(hook) for _, hook in watch._hooks] == [id(hook) for _, hook in hooks]
+        assert [id(part) for part, _ in watch._configs] == [id(made.pipe.transformer)]
+
+
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_a_cache_enabled_after_t_c_is_no_matter(caplog, backend):
     made, plain = company.flux(), company.flux()
