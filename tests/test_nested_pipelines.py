@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""A pipeline that is called within the call of another one, or of itself, on the same scheduler."""
+"""A pipeline that is called within the call of another one, or of itself, on the same scheduler; samples that take
+turns on one."""
+
+import copy
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
-from diffusers import DDIMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPanoramaPipeline,
+)
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipeline
 
-from ascedfast import AscedConfig, enable_asced
+from ascedfast import AscedConfig, asced, disable_asced, enable_asced, is_asced_enabled
 
 STEPS = 12
 EAGER = AscedConfig(mad_scale=1.0)
@@ -85,3 +94,83 @@ def test_one_that_comes_after_t_c_says_so_where_the_outer_cannot_go_on():
     enable_asced(nested.pipe, EAGER)
     with pytest.raises(ValueError, match="another pipeline or loop has set this scheduler meanwhile, give each one"):
         nested()
+
+
+def panorama(scheduler):
+    """Five views; each has a copy of the scheduler's __dict__, put back before its steps."""
+    pipe, call = tiny.sd15(scheduler)
+    pipe = StableDiffusionPanoramaPipeline(**pipe.components, requires_safety_checker=False)
+    assert len(pipe.get_views(64, 768)) == 5
+    return pipe, {**call, "width": 768}
+
+
+TURNS = {
+    "ddim": lambda: DDIMScheduler(**tiny.SCALED, **tiny.NO_CLIP, steps_offset=1),
+    "euler": lambda: EulerDiscreteScheduler(**tiny.SCALED, steps_offset=1),
+    "dpm": lambda: DPMSolverMultistepScheduler(**tiny.SCALED, steps_offset=1),
+}
+
+
+@pytest.mark.parametrize(("name", "views"), [("ddim", 1), ("ddim", 5), ("euler", 1), ("dpm", 2)])
+def test_a_panorama_is_left_alone_with_what_to_do(name, views, asced_warnings):
+    pipe, call = panorama(TURNS[name]())
+    stock = tiny.run(pipe, call, num_inference_steps=STEPS, view_batch_size=views)
+    handle = enable_asced(pipe, EAGER, seeds=1)
+    for _ in range(2):
+        assert torch.equal(tiny.run(pipe, call, num_inference_steps=STEPS, view_batch_size=views), stock)
+        assert handle.enabled
+        assert {row.status for row in handle.report} == {"unavailable"}
+    (warning,) = asced_warnings()
+    assert "for each view" in warning
+    assert "call disable_asced for such a pipeline" in warning
+    assert handle.report[0].reason in warning
+    usual = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    disable_asced(pipe)
+    assert not handle.enabled
+    assert not is_asced_enabled(pipe)
+    assert torch.equal(tiny.run(pipe, call, num_inference_steps=STEPS, view_batch_size=views), stock)
+    with asced(usual, EAGER) as handle:
+        tiny.run(usual, {**call, "width": 48})
+        assert handle.report[0].status == "corrected"
+
+
+def test_a_panorama_that_breaks_off_leaves_nothing_behind():
+    pipe, call = panorama(TURNS["ddim"]())
+    handle = enable_asced(pipe, EAGER)
+    boom = pipe.unet.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(InterruptedError()))
+    with pytest.raises(InterruptedError):
+        tiny.run(pipe, call)
+    boom.remove()
+    assert handle.enabled
+    handle.disable()
+    assert type(pipe.scheduler) is DDIMScheduler
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("name", TURNS)
+def test_a_scheduler_whose_state_is_put_back_by_turns_is_left_alone(name, backend, asced_warnings):
+    """Enabled on the scheduler: the first step is watched, and no later one."""
+
+    def run(scheduler):
+        tiny.set_steps(scheduler, STEPS)
+        states = [copy.deepcopy(scheduler.__dict__)] * 2
+        samples = [tiny.randn(1, 4, 16, 16, seed=seed) for seed in (1, 2)]
+        for k, t in enumerate(scheduler.timesteps):
+            for turn in (0, 1):
+                scheduler.__dict__.update(states[turn])
+                scheduler.scale_model_input(samples[turn], t)
+                m = tiny.output_of(scheduler, k)(samples[turn], 0.3 * (k % 2) * samples[turn].sign())
+                samples[turn] = scheduler.step(m, t, samples[turn])[0]
+                states[turn] = copy.deepcopy(scheduler.__dict__)
+        return samples
+
+    stock, scheduler = run(TURNS[name]()), TURNS[name]()
+    handle = enable_asced(scheduler, replace(EAGER, backend=backend), seeds=1)
+    assert same(run(scheduler), stock)
+    assert handle.enabled
+    assert handle.report[0].status == "unavailable"
+    (warning,) = asced_warnings()
+    assert "give each sample copy.deepcopy(scheduler)" in warning
+    x = tiny.sample(scheduler, tiny.randn(1, 4, 16, 16), tiny.spot((16, 16)), steps=STEPS)[-1]
+    assert x.isfinite().all()
+    assert handle.report[0].status == "corrected"

@@ -18,6 +18,12 @@ NESTED = (
     "give the inner one a scheduler of its own: pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config)"
 )
 
+SWAPPED = (
+    "the scheduler's state was copied within the run, copy.deepcopy(scheduler.__dict__), as "
+    "StableDiffusionPanoramaPipeline does for each view: samples that take turns on one scheduler are not told apart; "
+    "call disable_asced for such a pipeline, and in a loop of your own give each sample copy.deepcopy(scheduler)"
+)
+
 
 class Told(set[str]):
     """The warnings given so far. Copies that a pipeline makes of its scheduler within its call share them."""
