@@ -70,6 +70,26 @@ What the columns leave open:
   the next level, as by default. **UnCLIP** must be told `prev_timestep`, as its pipelines do.
 - **Helios** with stages above 1, and **FlowMatchLCM** with scale_factors, are left alone: their levels, or sizes,
   change under way. Layouts of latents: `docs/layouts.md`; each scheduler on each of them: `docs/matrix.md`.
+- **One scheduler object serves one loop at a time.** A run that begins again before T_c of the one under way, without
+  `set_timesteps`, is left alone until `set_timesteps` is called, with one warning: in two loops that take turns,
+  predictions of one would be judged as the other's. After T_c a second loop may begin. Pipelines that put copies of
+  `scheduler.__dict__` back by turns (StableDiffusionPanorama) are left alone too. Give each loop
+  `copy.deepcopy(scheduler)`: copies are enabled, with runs of their own (`tests/test_nested_pipelines.py`).
+
+## Runs that start late or end early
+Thirteen kinds are run on tiny pipelines (`tests/test_partial_runs.py`): image-to-image, inpainting, an SDXL base with
+`denoising_end`, LEDITS++, timesteps or sigmas of the caller's, and others. With nothing found the bits are the stock's;
+a planted region is found, and at T_c nothing else changes.
+
+- **T_c is the step whose noise is nearest to logSNR -2.26**, wherever the run starts. `t_c` in the report counts
+  executed steps: SDXL's image-to-image with `strength=0.95` makes 23 of 25 steps and is corrected after 5 of them, at
+  1.0 after 7.
+- **A run that starts below that noise is left alone**, with one warning: a refiner from `denoising_start=0.7` on, or a
+  small `strength`. Severity is "unavailable" and the bits are the stock's. Enable ASCED on the base.
+- **An early end is not known beforehand.** With `denoising_end=0.7` the report has 40 `steps` and 28 `executed`. A run
+  that ends before T_c was not judged: nothing is corrected, status is "pending" and severity "unavailable".
+- **What is known of an inpainting** is written over by the pipeline after each step, a correction there too. Give it as
+  `keep_mask`, so that nothing is found in it.
 
 ## Noise that a solver adds
 It moves x0_hat everywhere alike. Nothing is subtracted: each step is judged by its own median and MAD, which rise with

@@ -174,3 +174,37 @@ def test_a_scheduler_whose_state_is_put_back_by_turns_is_left_alone(name, backen
     x = tiny.sample(scheduler, tiny.randn(1, 4, 16, 16), tiny.spot((16, 16)), steps=STEPS)[-1]
     assert x.isfinite().all()
     assert handle.report[0].status == "corrected"
+
+
+def by_turns(scheduler, steps_each):
+    """Two samples, so many steps of one and as many of the other."""
+    tiny.set_steps(scheduler, 25)
+    samples = [tiny.randn(1, 3, 32, 32, seed=seed) for seed in (1, 2)]
+    means = [0.3 * tiny.randn(1, 3, 32, 32, seed=seed) for seed in (11, 12)]
+    for at in range(0, 25, steps_each):
+        for turn in (0, 1):
+            for k, t in list(enumerate(scheduler.timesteps))[at : at + steps_each]:
+                m = tiny.pointwise(samples[turn], tiny.output_of(scheduler, k), k, means[turn], torch.zeros(1).bool())
+                samples[turn] = scheduler.step(m, t, samples[turn])[0]
+    return samples
+
+
+@pytest.mark.parametrize("steps_each", [1, 4, 6])
+def test_two_loops_that_take_turns_before_t_c_are_left_alone(steps_each, asced_warnings):
+    """DDIM knows the step by the timestep, so that stock serves both; one's predictions are none of the other's."""
+    stock, scheduler = by_turns(TURNS["ddim"](), steps_each), TURNS["ddim"]()
+    handle = enable_asced(scheduler, AscedConfig(min_area=0), seeds=1)
+    assert same(by_turns(scheduler, steps_each), stock)
+    (warning,) = asced_warnings()
+    assert "give each loop copy.deepcopy(scheduler), or call set_timesteps before each run" in warning
+    assert handle.report[0].status == "unavailable"
+    tiny.sample(scheduler, tiny.randn(1, 4, 16, 16), tiny.spot((16, 16)))
+    assert handle.report[0].status == "corrected"
+
+
+def test_a_loop_that_begins_when_the_other_is_past_t_c_is_judged(asced_warnings):
+    stock, scheduler, statuses = by_turns(TURNS["ddim"](), 12), TURNS["ddim"](), []
+    handle = enable_asced(scheduler, seeds=1, on_x0=lambda k, t, x0: statuses.append((k, handle.report[0].status)))
+    assert same(by_turns(scheduler, 12), stock)
+    assert statuses[11] == statuses[23] == (11, "clean")
+    assert [text for text in asced_warnings() if "take turns" in text] == []

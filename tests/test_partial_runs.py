@@ -100,3 +100,34 @@ def test_a_refiner_begins_below_the_level_and_is_left_alone(asced_warnings):
         assert handle.report[0].executed == 12
     assert len(asced_warnings()) == 1
     assert "starts at less noise" in asced_warnings()[0]
+
+
+def test_a_strength_too_small_for_the_level_is_left_alone(asced_warnings):
+    pipe, kwargs = partial_runs.sdxl_img2img()
+    stock = tiny.run(pipe, kwargs, strength=0.5)
+    with asced(pipe, FOUND) as handle:
+        assert torch.equal(tiny.run(pipe, kwargs, strength=0.5), stock)
+        assert handle.report.severity == ["unavailable"]
+    assert ["starts at less noise" in text for text in asced_warnings()] == [True]
+
+
+def test_executed_steps_before_t_c_are_counted_from_where_the_run_starts():
+    pipe, kwargs = partial_runs.sdxl_img2img()
+    with asced(pipe, FOUND) as handle:
+        found = []
+        for strength in (0.95, 1.0):
+            tiny.run(pipe, kwargs, strength=strength)
+            found.append((handle.report[0].executed, handle.report[0].plan.t_c))
+    assert found == [(23, 5), (25, 7)]
+
+
+def test_a_base_that_ends_before_t_c_is_not_judged():
+    pipe, kwargs = partial_runs.sdxl_base()
+    stock = tiny.run(pipe, kwargs, denoising_end=0.2)
+    with asced(pipe, FOUND) as handle:
+        assert torch.equal(tiny.run(pipe, kwargs, denoising_end=0.2), stock)
+        row = handle.report[0]
+        assert (row.steps, row.executed, row.plan.t_c) == (40, 8, 12)
+        assert row.status == "pending"
+        assert handle.report.severity == ["unavailable"]
+        assert handle.report.masks is None

@@ -23,7 +23,7 @@ from ascedfast.adapters.row_seeds import row_seeds, stand_twice
 from ascedfast.adapters.schedules import begins_within_a_step, why_left_alone
 from ascedfast.adapters.step_index import index_of
 from ascedfast.adapters.targets import strays
-from ascedfast.adapters.told import COPIED, NESTED, SHARED, SWAPPED, Told
+from ascedfast.adapters.told import COPIED, NESTED, SHARED, SWAPPED, TURNS, Told
 from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
 from ascedfast.lockstep import WARM_UP, LockstepPlan
@@ -78,7 +78,8 @@ class SchedulerRun:
     def __deepcopy__(self, memo: dict) -> "SchedulerRun":
         """Itself: somebody copies the scheduler's ``__dict__``, to put it back later. A copy of the scheduler has the
         ``fresh`` one."""
-        self._swapped = self._in_call or self._shape is not None
+        if self._in_call or self._shape is not None:
+            self._mixed = SWAPPED
         return self
 
     def fresh(self) -> "SchedulerRun":
@@ -100,7 +101,8 @@ class SchedulerRun:
     def leave_pipeline(self) -> None:
         """No call of a pipeline is under way: what it told is forgotten."""
         self.context = None if self.within_pipeline else layout.PipelineContext()
-        self._in_call = self.interrupted = self._swapped = self._passes = False
+        self._in_call = self.interrupted = self._passes = False
+        self._mixed: str | None = None
         if self.caches is not None:
             self.caches.full, self.caches = False, None
 
@@ -136,14 +138,14 @@ class SchedulerRun:
         if self._in_call and self._leave_alone(NESTED):  # a run is cut off before its T_c
             self._interrupt()
         self._reset()
-        self._swapped = self._passes = False
+        self._mixed, self._passes = None, False
         self._host = HostCopy(scheduler, stock, args, kwargs)
 
     def step(self, scheduler: Any, stock: Callable, args: tuple, kwargs: dict) -> Any:
         """Run the step, watch it, and correct what it returns when T_c has come."""
         if self.context is not None and self.context.rehearses and kwargs.get("pred_original_sample") is None:
             return stock(scheduler, *args, **kwargs)  # only to learn its prediction, then the pipeline rewinds
-        if self._swapped and self._shape is not None and not self._passes and self._leave_alone(SWAPPED):
+        if self._mixed is SWAPPED and not self._passes and self._leave_alone(SWAPPED):
             self._told.warn(f"this run is left alone: {SWAPPED}")
             self._passes = not isinstance(self._fused, LinearSteps)  # which cannot go on by the stock's steps
         if self._passes:
@@ -184,8 +186,10 @@ class SchedulerRun:
             return stock(scheduler, *args, **kwargs)
         if self._shape != x.shape or index != self._last_index + 1:
             self._kind = self._known.kind(scheduler, self._host) if kind is None else kind
+            if self._shape == x.shape and index <= self._last_index and self._leave_alone(TURNS):
+                self._mixed = TURNS
             self._begin(scheduler, index, x, call)
-            self._passes = self._swapped
+            self._passes = self._mixed is SWAPPED
             if self._passes:
                 return stock(scheduler, *args, **kwargs)
             self._fuse(scheduler, index, m, x)
@@ -306,7 +310,7 @@ class SchedulerRun:
 
     def _begin(self, scheduler: Any, index: int, x: Tensor, call: dict[str, Any]) -> None:
         """Add one row a sample to a new engine. call: the arguments of the run's first step by name, where known."""
-        kind, reason = self._kind, why_left_alone(scheduler, index) or (SWAPPED if self._swapped else None)
+        kind, reason = self._kind, why_left_alone(scheduler, index) or self._mixed
         try:
             seen = layout.layout_of(x, self.context, self.grid, self.axes)
         except layout.UnknownLayoutError as error:

@@ -24,6 +24,12 @@ SWAPPED = (
     "call disable_asced for such a pipeline, and in a loop of your own give each sample copy.deepcopy(scheduler)"
 )
 
+TURNS = (
+    "a run on this scheduler began again before T_c of the one under way, without set_timesteps: samples that take "
+    "turns on one scheduler are not told apart; give each loop copy.deepcopy(scheduler), or call set_timesteps before "
+    "each run"
+)
+
 
 class Told(set[str]):
     """The warnings given so far. Copies that a pipeline makes of its scheduler within its call share them."""
