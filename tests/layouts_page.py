@@ -70,7 +70,8 @@ first step, before anything is changed.
 - **Timesteps by token** (`per_token_timesteps`: LTXCondition, run here; SanaWM, read): x0_hat is read from the level of
   each token. Tokens that are at another level than the first step's, as a given frame is, are protected for the whole
   run, beside `keep_mask`; that the others stay at the steps' level is taken for granted. Tokens stepped in front of the
-  video (an image for a later frame) leave no grid: the run is left alone. Such steps are never fused.
+  video (an image for a later frame) leave no grid: the run is left alone. So are timesteps by token that were rounded
+  to bfloat16 or float16, with a warning: the scheduler takes them for other levels. Such steps are never fused.
 - Each scheduler on each layout: `docs/matrix.md`.
 
 ## What is never re-noised

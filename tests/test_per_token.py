@@ -21,11 +21,11 @@ GIVEN = (torch.arange(GRID[0]) < 4).float()[:, None].expand(GRID).reshape(-1)
 STRENGTHS = {"nothing": 0.0 * GIVEN, "given": GIVEN, "half given": 0.5 * GIVEN}
 
 
-def run(scheduler, strength, config=None, dtype=torch.float32, by_token=True, **options):
+def run(scheduler, strength, config=None, dtype=torch.float32, by_token=True, rounded=None, sigmas=None, **options):
     """A loop as LTXCondition's, with a model that knows the clean sample but jumps to and fro around it: its states,
     and the handle."""
     handle = None if config is None else enable_asced(scheduler, config, seeds=[1, 2], grid=GRID, **options)
-    scheduler.set_timesteps(STEPS)
+    scheduler.set_timesteps(STEPS, sigmas=sigmas)
     generator = tiny.generator(3)
     noise = tiny.randn(*X0.shape, seed=5)
     sigma = (1 - strength)[None, :, None]
@@ -33,6 +33,7 @@ def run(scheduler, strength, config=None, dtype=torch.float32, by_token=True, **
     states = [x.clone()]
     for k, t in enumerate(scheduler.timesteps):
         tokens = torch.minimum(t.expand(2, 1), (1000 * (1 - strength)).expand(2, -1))
+        tokens = tokens if rounded is None else tokens.to(rounded).float()
         level = (tokens / 1000)[..., None]
         x0 = X0 + (0.3 if k % 2 else -0.3) * tiny.randn(*X0.shape, seed=7).abs()
         v = ((x.float() - x0) / level.clamp(min=1e-4)).to(dtype)
@@ -115,6 +116,34 @@ def test_the_fused_form_leaves_such_runs_alone(asced_warnings):
     assert_same(watched[:t_c], stock[:t_c])
     assert [row.status for row in handle.report] == ["corrected"] * 2
     assert ["no per_token_timesteps" in text for text in asced_warnings()] == [True]
+
+
+LATE = [0.9637 - 0.038 * k for k in range(STEPS)]
+"""The first level is no number of 16 bits."""
+
+
+@pytest.mark.parametrize("strength", ["nothing", "given", "half given"])
+@pytest.mark.parametrize("sigmas", [None, LATE], ids=["from 1", "late"])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+def test_rounded_timesteps_leave_the_run_alone(kind, sigmas, strength, asced_warnings):
+    """A scheduler whose next lower level may then be the step's own."""
+    stock, _ = run(FlowMatchEulerDiscreteScheduler(), STRENGTHS[strength], rounded=kind, sigmas=sigmas)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    watched, handle = run(scheduler, STRENGTHS[strength], SENSITIVE, rounded=kind, sigmas=sigmas)
+    assert_same(watched, stock)
+    assert [row.status for row in handle.report] == ["unavailable"] * 2
+    (warning,) = asced_warnings()
+    assert "give them in float32" in warning
+    assert handle.report[0].reason in warning
+
+
+def test_a_given_level_that_rounding_meets_is_none(asced_warnings):
+    """500 is 500.4 in bfloat16, but the rest is at 500.4."""
+    sigmas = [0.9, 0.8, 0.7, 0.6, 0.5004, *(0.48 - 0.02 * k for k in range(STEPS - 5))]
+    config = dataclasses.replace(SENSITIVE, t_c=8, window_start=0)
+    _, handle = run(FlowMatchEulerDiscreteScheduler(), STRENGTHS["half given"], config, sigmas=sigmas)
+    assert [row.status for row in handle.report] == ["corrected"] * 2
+    assert not asced_warnings()
 
 
 IMAGE = tiny.randn(1, 3, 64, 64, seed=3).sigmoid()

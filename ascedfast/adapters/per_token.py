@@ -8,6 +8,7 @@ Such a step takes the velocity with the other sign, x_next = x + (s - s_next)*m,
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
@@ -16,6 +17,12 @@ from ascedfast.adapters.arguments import first_of
 TOKENS = "per_token_timesteps"
 TOLERANCE = 1e-3
 """Between timesteps that are the same level; the scheduler's own, 1e-6 of sigma."""
+
+ROUNDED = (
+    "per_token_timesteps are the step's timestep rounded to bfloat16 or float16, which the scheduler takes for another "
+    "level: give them in float32"
+)
+"""Where the rounding is upwards, the next lower level is the step's own: the sample stays behind the schedule."""
 
 
 def x0_by_token(scheduler: SchedulerMixin, call: Mapping[str, Any]) -> Tensor:
@@ -32,3 +39,18 @@ def off_level(call: Mapping[str, Any], view: Callable[[Tensor], Tensor]) -> Tens
     """
     apart = (call[TOKENS] - first_of(call["timestep"])).abs() > TOLERANCE
     return view(apart[..., None].expand(call["sample"].shape))[:, :1]
+
+
+def rounded(call: Mapping[str, Any], timestep: float) -> Tensor | None:
+    """bool []: no token is at the step's level, and one is where rounding to 16 bits puts it. None where it changes
+    nothing. Nothing is read back from the device.
+
+    Args: timestep: of the step, by the scheduler's schedule.
+    """
+    exact, tokens = torch.tensor(timestep, dtype=torch.float64), call[TOKENS]
+    values = {float(exact.to(kind)) for kind in (torch.bfloat16, torch.float16)}
+    values = [value for value in values if abs(value - timestep) > TOLERANCE]
+    if not values:
+        return None
+    there = [(tokens == value).any() for value in values]
+    return torch.stack(there).any() & ((tokens - timestep).abs() > TOLERANCE).all()

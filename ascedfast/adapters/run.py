@@ -18,7 +18,7 @@ from ascedfast.adapters.history import fill_argument, fill_history
 from ascedfast.adapters.host_copy import HostCopy, on_host
 from ascedfast.adapters.known_runs import Kind, KnownRuns
 from ascedfast.adapters.own_x0 import own_x0, prediction_of
-from ascedfast.adapters.per_token import TOKENS, off_level
+from ascedfast.adapters.per_token import ROUNDED, TOKENS, off_level, rounded
 from ascedfast.adapters.row_seeds import row_seeds, stand_twice
 from ascedfast.adapters.schedules import begins_within_a_step, why_left_alone
 from ascedfast.adapters.step_index import index_of
@@ -212,6 +212,9 @@ class SchedulerRun:
         out = stock(scheduler, *args, **kwargs)
         self._index = index
         self._watch(scheduler, call, out)
+        # One read of the device a run.
+        if self._rounded is not None and self._engine.due and bool(self._rounded) and self._leave_alone(ROUNDED):
+            self._told.warn(f"this run is left alone: {ROUNDED}")
         if self._engine.due and self._kind.may_edit_before(index + 1):
             previous = out[0] if isinstance(out, tuple) else out.prev_sample
             self._edited = self._engine.correct_(self._layout.view(previous))
@@ -329,7 +332,7 @@ class SchedulerRun:
         engine.add_all(kind.schedule, config, seeds, first=first, left_alone=reason, keep_mask=keep)
         self._reset()
         self._layout, self._engine, self._shape, self._x0 = seen, engine, x.shape, None
-        self._by_token = by_token
+        self._by_token, self._rounded = by_token, None
         self._tells = not begins_within_a_step(scheduler, index)
         self._counted_by_timestep = kind.facts.counts == "timestep"
         if reason is not None:
@@ -369,6 +372,9 @@ class SchedulerRun:
         if not self._tells or not (self.on_x0 or self._engine.wants_step()):
             self._engine.skip()
             return
+        if self._by_token and call.get(TOKENS) is not None:
+            now = rounded(call, self._kind.timesteps[self._index])
+            self._rounded = now if self._rounded is None else self._rounded if now is None else self._rounded | now
         x, view, level = call["sample"], self._layout.view, self._kind.schedule.before[step]
         own = own_x0(scheduler, self._kind.base, call, out, level)
         if self._repeats:
