@@ -155,13 +155,54 @@ def test_masks_of_several_images():
     masks = torch.zeros(2, 16, 16)
     masks[1] = 1
     assert comfyui.keep_mask_from(masks, (2, 2)).flatten(1).all(1).tolist() == [False, True]
-    assert comfyui.keep_mask_from(masks, (4, 2, 2))[0, 0].flatten(1).all(1).tolist() == [False, False, True, True]
+    assert comfyui.keep_mask_from(masks, (2, 2, 2))[0, 0].flatten(1).all(1).tolist() == [False, True]
     assert comfyui.keep_mask_from(masks[1], (4, 2, 2)).all()
     assert comfyui.keep_mask_from(masks[1], (2, 2)).shape == (1, 1, 2, 2)
     with pytest.raises(ValueError, match="keep_mask has 3 rows, the run has 2"):
         Run("eps", wrapped(comfy_stub.sample_euler, keep_mask=torch.ones(3, 16, 16)))
     with pytest.raises(TypeError, match="must be a MASK"):
         wrapped(comfy_stub.sample_euler, keep_mask="mask.png")
+
+
+@pytest.mark.parametrize("ratio", [4, 8])
+def test_pixel_frames_fall_on_the_latent_frames_that_are_made_of_them(ratio):
+    """Of a causal VAE: the first of the first alone, each other one of the ``ratio`` behind."""
+    count = 1 + 3 * ratio
+    for frame in range(count):
+        mask = torch.zeros(count, 16, 16)
+        mask[frame, 5, 6] = 1
+        kept = comfyui.keep_mask_from(mask, (4, 2, 2))
+        expected = torch.zeros(1, 1, 4, 2, 2, dtype=torch.bool)
+        expected[0, 0, (frame + ratio - 1) // ratio, 0, 0] = True
+        assert torch.equal(kept, expected)
+
+
+@pytest.mark.parametrize(("count", "frames"), [(12, 4), (2, 4), (3, 4), (14, 4), (5, 1)])
+def test_numbers_of_frames_that_fit_nothing(count, frames):
+    with pytest.raises(ValueError, match=f"{count} images, the latents have {frames} frames: give one image for all"):
+        comfyui.keep_mask_from(torch.ones(count, 16, 16), (frames, 2, 2))
+
+
+def test_a_videos_mask_is_never_written():
+    """[1, 4, 4, 24, 20]: 13 pixel frames; the last four, the last latent frame, are kept."""
+    shape = (1, 4, 4, 24, 20)
+    unsteady = tiny.spot(shape[3:])[:, :, None]
+
+    class Model:
+        def __init__(self):
+            self.inner_model = type("Inner", (), {"inner_model": comfy_stub.BaseModel(comfy_stub.Const())})()
+
+        def __call__(self, x, sigma):
+            jump = 0.6 if int((FAMILIES["flow"][1] > sigma[0]).sum()) % 2 else -0.6
+            return 0.25 + x * 0.015625 + torch.where(unsteady, jump, 0.0)
+
+    kept = torch.zeros(13, 8 * shape[3], 8 * shape[4])
+    kept[9:] = 1
+    for mask, frames in ((None, 4), (kept, 3)):
+        sampler = wrapped(comfy_stub.sample_euler, keep_mask=mask).sampler_function
+        sampler(Model(), tiny.randn(*shape), FAMILIES["flow"][1], callback=lambda info: None)
+        assert sampler.report[0].status == "corrected"
+        assert sampler.report.masks_grown[0, 0].flatten(1).any(1).tolist() == [True] * frames + [False] * (4 - frames)
 
 
 def test_with_a_real_multistep_sampler():

@@ -76,15 +76,31 @@ class ComfySampler(AscedSampler):
 def keep_mask_from(mask: Tensor, grid: Sequence[int]) -> Tensor:
     """A MASK as ``keep_mask``: a location is protected if any pixel that it covers, even in part, is above 0.
 
-    Args: mask: float [.., H, W] in pixels; of a video's latents the images are frames, as ComfyUI's own masks have it.
-        grid: (H, W) or (F, H, W) of the latents.
+    Args: mask: float [.., H, W] in pixels; of a video's latents the images are frames: one for all, one a latent frame,
+        or one a pixel frame, of which a causal VAE makes the first latent frame of the first and each other one of as
+        many (1 + 4*k to 1 + k). grid: (H, W) or (F, H, W) of the latents.
     Returns: bool [images, 1, H, W], or [1, 1, F, H, W].
+    Raises: ValueError for a number of images that is none of these.
     """
     marked = (mask > 0).float()
     images = marked.reshape(-1, 1, *mask.shape[-2:])
-    if len(grid) == 2:
-        return F.adaptive_max_pool2d(images, tuple(grid)) > 0
-    return F.adaptive_max_pool3d(images.transpose(0, 1)[None], tuple(grid)) > 0
+    kept = F.adaptive_max_pool2d(images, tuple(grid[-2:])) > 0
+    return kept if len(grid) == 2 else _by_latent_frame(kept[:, 0], grid[0])[None, None]
+
+
+def _by_latent_frame(kept: Tensor, frames: int) -> Tensor:
+    """bool [frames, H, W] of latent frames from [images, H, W]."""
+    count = len(kept)
+    if count in (1, frames):
+        return kept.expand(frames, *kept.shape[1:])
+    ratio, rest = divmod(count - 1, frames - 1) if frames > 1 else (0, 0)
+    if ratio < 1 or rest:
+        raise ValueError(
+            f"keep_mask has {count} images, the latents have {frames} frames: give one image for all, one a latent "
+            f"frame ({frames}), or one a pixel frame (1 + r*{frames - 1} for a VAE that makes one latent frame of r; "
+            f"{4 * frames - 3} for r = 4)"
+        )
+    return torch.cat([kept[:1], kept[1:].unflatten(0, (frames - 1, ratio)).any(1)])
 
 
 class AscedSamplerNode:
@@ -112,7 +128,8 @@ class AscedSamplerNode:
     ) -> tuple[Any]:
         """A copy of the sampler whose runs are watched. The sampler given is not modified.
 
-        Args: keep_mask: float [B, H, W] in pixels of any size, above 0 where nothing is to be re-noised.
+        Args: keep_mask: float [B, H, W] in pixels of any size, above 0 where nothing is to be re-noised; of a video B
+            counts frames, see ``keep_mask_from``, which the sampler calls when it runs.
         Raises: TypeError for an object that is no ComfyUI SAMPLER, or no MASK; ValueError for a sampler function that
             cannot be corrected (adaptive steps, a corrector), with the one to take instead.
         """
