@@ -27,8 +27,11 @@ def begin(
         seeds: one 64-bit seed a row; an int for one request of ``rows`` images; None: a fresh seed, see the report.
         rows: number of rows; default: as many as seeds. first: index in the schedule of the first executed step.
         keep_mask: as for ``Engine.add``, [R, 1, *grid]. caches: one may answer for steps, see ``Engine.skip``.
-    Raises: ValueError, TypeError, BackendError for bad settings or a number of seeds that is not the number of rows.
+    Raises: ValueError, TypeError, BackendError for bad settings, ``caches`` that is no bool, or a number of seeds that
+        is not the number of rows.
     """
+    if not isinstance(caches, bool):
+        raise TypeError(f"caches must be True or False, whether a cache may answer for steps, got {caches!r}")
     if rows is not None and rows < 0:
         raise ValueError(f"rows must be 0 or more, got {rows}")
     if isinstance(seeds, Sequence):

@@ -16,12 +16,12 @@ def checked_keep_mask(keep: Tensor | None) -> Tensor | None:
     """Raises: TypeError, ValueError for what is no bool [R, 1, *grid]."""
     if keep is None:
         return None
-    if not isinstance(keep, Tensor) or keep.dtype != torch.bool:
-        got = getattr(keep, "dtype", type(keep).__name__)
-        raise TypeError(
-            f"keep_mask must be a bool tensor, True where nothing is re-noised, got {got}: of a mask of numbers give "
-            "mask.bool(), or mask > threshold"
-        )
+    wanted = "keep_mask must be a bool torch.Tensor, True where nothing is re-noised"
+    if not isinstance(keep, Tensor):
+        got = f"{type(keep).__module__}.{type(keep).__name__}".removeprefix("builtins.")
+        raise TypeError(f"{wanted}, got {got}" + (": give torch.from_numpy(mask)" if got == "numpy.ndarray" else ""))
+    if keep.dtype != torch.bool:
+        raise TypeError(f"{wanted}, got {keep.dtype}: of a mask of numbers give mask.bool(), or mask > threshold")
     if keep.dim() not in (4, 5) or keep.shape[1] != 1 or 0 in keep.shape:
         raise ValueError(
             f"keep_mask must be [R, 1, H, W] or [R, 1, F, H, W], axes of 1 fit any, got {tuple(keep.shape)}"

@@ -197,6 +197,12 @@ def test_begin_refuses(options, error):
         begin(flow_schedule(STEPS), **options)
 
 
+@pytest.mark.parametrize("caches", ["no", 1, None, [True]], ids=str)
+def test_caches_is_true_or_false(caches):
+    with pytest.raises(TypeError, match="caches must be True or False"):
+        begin(flow_schedule(STEPS), seeds=1, caches=caches)
+
+
 def test_a_huge_prediction_is_not_finite_only_where_it_overflows():
     results = serve([Request(seed=1, spoil=(8, 1e30)), Request(seed=2)])
     assert results[1].report.status == "corrected"

@@ -3,6 +3,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -121,6 +122,7 @@ WRONG = [
     (torch.full((1, 1, *GRID), float("inf")), TypeError, "bool"),
     (torch.zeros(1, 1, *GRID, dtype=torch.uint8), TypeError, r"mask\.bool"),
     ([[True]], TypeError, "bool"),
+    (np.zeros((1, 1, *GRID), dtype=bool), TypeError, r"numpy\.ndarray: give torch\.from_numpy\(mask\)"),
     (torch.zeros(GRID, dtype=torch.bool), ValueError, "must be"),
     (torch.zeros(1, 3, *GRID, dtype=torch.bool), ValueError, "must be"),
     (torch.zeros(0, 1, *GRID, dtype=torch.bool), ValueError, "must be"),
