@@ -24,6 +24,7 @@ from ascedfast.adapters.pipeline_context import told_by_call, told_by_latents
 from ascedfast.adapters.run import OnX0, SchedulerRun
 from ascedfast.adapters.run_settings import checked_grid, checked_seeds
 from ascedfast.adapters.schedules import refusal
+from ascedfast.adapters.told import OFF
 from ascedfast.config import AscedConfig
 from ascedfast.protected import checked_keep_mask
 from ascedfast.report import Report
@@ -242,8 +243,7 @@ def _pipeline_class(base: type) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         run = self.scheduler.__dict__.get(class_swap.STATE)
         if run is None:
-            text = "the pipeline's scheduler was replaced: ASCED is off; call enable_asced again"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            warnings.warn(OFF, RuntimeWarning, stacklevel=2)
             return base.__call__(self, *args, **kwargs)
         call = call_signature.bind_partial(self, *args, **kwargs)
         if not run.enter_pipeline(told_by_call(self, base, call)):

@@ -23,7 +23,7 @@ from ascedfast.adapters.row_seeds import row_seeds, stand_twice
 from ascedfast.adapters.schedules import begins_within_a_step, why_left_alone
 from ascedfast.adapters.step_index import index_of
 from ascedfast.adapters.targets import strays
-from ascedfast.adapters.told import COPIED, NESTED, SHARED, SWAPPED, TURNS, Told
+from ascedfast.adapters.told import COPIED, LATE_ENABLED, NESTED, SHARED, SWAPPED, TURNS, Told
 from ascedfast.config import AscedConfig
 from ascedfast.engine import Engine
 from ascedfast.lockstep import WARM_UP, LockstepPlan
@@ -168,7 +168,8 @@ class SchedulerRun:
         if not {"model_output", "timestep", "sample"} <= call.keys():
             return stock(scheduler, *args, **kwargs)  # raises the stock's own error
         if self.context is None:
-            self._told.warn(NESTED if self.interrupted else COPIED if self._begun_within else SHARED)
+            why = COPIED if self._begun_within else LATE_ENABLED if self._host is None else SHARED
+            self._told.warn(NESTED if self.interrupted else why)
             return stock(scheduler, *args, **kwargs)
         m, timestep, x = call["model_output"], call["timestep"], call["sample"]
         if self._shape is None and x.is_cuda and torch.cuda.is_current_stream_capturing():
