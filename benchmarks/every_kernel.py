@@ -161,7 +161,7 @@ def _temporal_severity(device: torch.device) -> None:
 
 
 def _row_batch(device: torch.device) -> None:
-    """A server's rows, in every mode and of several types, over the steps of a window and its end."""
+    """A server's rows over the steps of a window and its end: planes in every mode, volumes, several types."""
     schedule = Schedule.from_levels([process.flow(1 - k / 7) for k in range(7)])
     rules = {"t_c": 4, "window_start": 0}
     small = rules | {"min_area": 1, "core_width": 1, **BY_TRITON}
@@ -171,7 +171,7 @@ def _row_batch(device: torch.device) -> None:
         modes = ("fast", "official", "paper")
         for i, x in enumerate(_states(shape, device)):
             batch = RowBatch(shape[0], shape[1:], device, x.dtype, max_maps=3, modes=modes, backend="triton")
-            for config in configs if i == 0 else configs[:1]:
+            for config in configs if i == 0 and len(shape) == 4 else configs[:1]:
                 rows = [batch.add(config, seed, schedule) for seed in range(shape[0])]
                 for step in range(5):
                     (batch.step_ if step else batch.observe)(rows, x, x.float())

@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 from prometheus_client.core import Metric
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import ReplicaUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from ascedfast.server.errors import LostError, RefusedError
 from ascedfast.server.schema import ImageRequest
 
 Data = list[dict[str, Any]]
-DIED = (RayActorError, ReplicaUnavailableError)
+DIED = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 PATIENCE = 3
 """Seconds for all replicas to say how they are."""
 PAUSE = 0.2
@@ -89,7 +89,7 @@ class RayBackend:
     async def _ask_all(self, method: str) -> list[Any]:
         try:
             return await self._handle.broadcast(method).results_async(timeout_s=PATIENCE, return_exceptions=True)
-        except (TimeoutError, RuntimeError):  # no replica has begun, or one does not answer
+        except (TimeoutError, RuntimeError, RayServeException):  # no replica has begun, or one does not answer
             return []
 
 

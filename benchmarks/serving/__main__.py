@@ -27,23 +27,25 @@ def _server(command: tuple[str, ...], **settings: object) -> Iterator[Running]:
         yield server
 
 
-def _two_replicas(measure: Callable[[Running], Outcome]) -> list[Outcome]:
+def _two_replicas(measure: Callable[[Running], Outcome]) -> Iterator[list[Outcome]]:
     with _server(STUB, replicas=2, max_rows=16) as server:
-        return [measure(server)]
+        yield [measure(server)]
 
 
-def _s3() -> list[Outcome]:
-    apart = _two_replicas(tenants)
+def _s3() -> Iterator[list[Outcome]]:
+    yield from _two_replicas(tenants)
     with _server(SLOW_STUB, max_rows=1, max_n=1, queue=4) as server:
-        return [*apart, leaving(server)]
+        yield [leaving(server)]
 
 
-def _s5() -> list[Outcome]:
+def _s5() -> Iterator[list[Outcome]]:
     with _server(PACKAGED) as server:
-        return [*bits(server), *(one for clients in CLIENTS for one in speed(server, clients))]
+        yield bits(server)
+        for clients in CLIENTS:
+            yield speed(server, clients)
 
 
-MEASURES: dict[str, Callable[[], list[Outcome]]] = {
+MEASURES: dict[str, Callable[[], Iterator[list[Outcome]]]] = {
     "S1": lambda: _two_replicas(s1),
     "S2": lambda: _two_replicas(s2),
     "S3": _s3,
@@ -53,17 +55,17 @@ MEASURES: dict[str, Callable[[], list[Outcome]]] = {
 
 
 def main(only: Annotated[str, typer.Option(help="Some of S1 to S5, as S1,S5.")] = ",".join(FIGURES)) -> None:
-    """About twenty minutes on two idle cores. Bars missed do not fail a run."""
+    """About half an hour on two idle cores. Bars missed do not fail a run."""
     chosen = only.split(",")
     if unknown := set(chosen) - set(MEASURES):
         raise typer.BadParameter(f"there is no {', '.join(sorted(unknown))}: choose among {', '.join(FIGURES)}")
     command = " ".join(["python -m benchmarks.serving", *sys.argv[1:]])
     for name in chosen:
-        outcomes = MEASURES[name]()
-        save(outcomes, command)
-        for one in outcomes:
-            bar = "" if one.bar is None else f", bar {one.bar:g}: {'met' if one.met else 'MISSED'}"
-            print(f"{one.id}: {one.value:.4g} {one.unit}{bar}; n = {one.n}; {one.note}", flush=True)
+        for outcomes in MEASURES[name]():
+            save(outcomes, command)  # at once: a run that is cut off keeps what it has
+            for one in outcomes:
+                bar = "" if one.bar is None else f", bar {one.bar:g}: {'met' if one.met else 'MISSED'}"
+                print(f"{one.id}: {one.value:.4g} {one.unit}{bar}; n = {one.n}; {one.note}", flush=True)
     write_page()
     print(f"saved in {FILE}")
 

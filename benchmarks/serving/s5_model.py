@@ -15,7 +15,9 @@ from benchmarks.serving.process import Running
 from benchmarks.serving.stub import decode
 from benchmarks.timing import upper_limit
 
-REQUESTS, STEPS, BAR = 50, 8, 1.02
+REQUESTS, BAR = 50, 1.02
+STEPS = 25
+"""What a request takes by itself."""
 PAIRS = 10
 CLIENTS = (1, 8, 32)
 
