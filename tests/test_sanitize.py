@@ -126,6 +126,7 @@ def launched_kernels():
                 yield node.args[0].id
 
 
+@pytest.mark.timeout(600)  # every op, interpreted
 @pytest.mark.skipif(DEVICES != ["cpu"], reason="counts interpreted launches")
 def test_every_triton_kernel_is_launched(monkeypatch):
     from triton.runtime.interpreter import InterpretedFunction
