@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU then; read when a kernel is defined
 
 torch.set_num_threads(1)  # tensors here are small: waiting for a second thread costs more than its work
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same of the programs that tests start
 
 # Where kernels are tested and measured, on a GPU, the extra ``serve`` may be missing. Elsewhere its absence fails.
 measures_only = torch.cuda.is_available() and importlib.util.find_spec("ray") is None
