@@ -97,8 +97,6 @@ class RowReport:
     def reason(self) -> str | None:
         """Why there is no severity, in words; None where there is one."""
         why = self.plan.reason or "the row was off when its T_c came, or was not corrected then"
-        if self.plan.reason is not None and "are needed" in self.plan.reason:
-            why += ": take more steps, or a later t_c"
         if self.detection is not None and bool(self.detection.overflow):
             why = "its regions are beyond the bound of the Triton labelling: build the CUDA extension"
         return {

@@ -21,6 +21,11 @@ WINDOW_START = 0.24
 """Share of the run before which nothing is banked, outside "official". The paper gives none."""
 MIN_PREDICTIONS = 3
 """Predictions of x0 that must precede the correction."""
+MORE_STEPS = "take more steps, or a later t_c"
+LATE_START = (
+    "the run starts at less noise than the level at which artifacts can be repaired: start it with more (as a higher "
+    "strength), or choose a t_c"
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,14 @@ class Schedule:
         clip: float | None = None,
         linear_beta: bool = False,
     ) -> Self:
-        """Every step ends at the next step's level, the last at ``end`` = (alpha, sigma)."""
+        """Every step ends at the next step's level, the last at ``end`` = (alpha, sigma).
+
+        Args: levels: of ``ascedfast.process``, one a step, as ``process.eps(alpha, sigma)``. linear_beta: see above;
+            without it T_c is the step nearest to a noise level. Raises: TypeError for numbers in their place.
+        """
+        for level in levels:
+            if not isinstance(level, Coefficients):
+                raise TypeError(f"a level is made by ascedfast.process, as process.eps(alpha, sigma), got {level!r}")
         after = [(level.alpha, level.sigma) for level in levels[1:]]
         return cls(tuple(levels), (*after, end), clip, linear_beta)
 
@@ -112,7 +124,7 @@ def plan_run(schedule: Schedule, config: AscedConfig, first: int = 0) -> Plan:
         if schedule.linear_beta and first == 0:
             t_c = math.floor(PAPER_T_C * steps + 0.5)
         elif levels[0].logsnr > PAPER_T_C_LOGSNR:
-            return Plan(0, 0, "the run starts at less noise than the level at which artifacts can be repaired")
+            return Plan(0, 0, LATE_START)
         else:
             t_c = min(range(1, steps), key=lambda k: abs(levels[k].logsnr - PAPER_T_C_LOGSNR), default=0)
     elif not 1 <= t_c < steps:
@@ -127,7 +139,9 @@ def plan_run(schedule: Schedule, config: AscedConfig, first: int = 0) -> Plan:
     if config.mode == "paper":  # w(t)*s_t has no value at pure noise
         start = next((k for k in range(start, steps) if levels[k].alpha > 0), steps)
     if t_c - start < MIN_PREDICTIONS:
-        return Plan(0, 0, f"{max(0, t_c - start)} predictions precede step {t_c}, {MIN_PREDICTIONS} are needed")
+        return Plan(
+            0, 0, f"{max(0, t_c - start)} predictions precede step {t_c}, {MIN_PREDICTIONS} are needed: {MORE_STEPS}"
+        )
     if config.mode == "calibrated" and (why := config.table.refusal([level.logsnr for level in levels[:t_c]])):
         return Plan(0, 0, why)
     return Plan(start, t_c)

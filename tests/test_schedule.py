@@ -211,6 +211,11 @@ def test_schedules_that_do_not_fit():
             Schedule.from_levels([level, broken])
 
 
+def test_levels_are_no_numbers():
+    with pytest.raises(TypeError, match=r"process\.eps\(alpha, sigma\), got 1\.0"):
+        Schedule.from_levels([1.0, 0.5])
+
+
 def test_from_levels_ends_each_step_at_the_next():
     schedule = flow_levels(4)
     assert schedule.after == ((0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0))

@@ -3,6 +3,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -171,6 +172,44 @@ def test_a_server_that_cannot_be_is_refused_in_words(arguments, why, monkeypatch
     done = CliRunner().invoke(commands, ["serve", *arguments])
     assert done.exit_code == 2
     assert why in " ".join(done.output.split())
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(commands, ["serve", "--port", str(port), "--pipeline", "/nowhere"])
+    assert done.exit_code == 2
+    assert f"127.0.0.1:{port} cannot be listened on (Address already in use): choose another --port" in " ".join(
+        done.output.split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("MODES", "fast", "give it as JSON"),
+        ("MAX_N", "foo", "ASCEDFAST_SERVER_MAX_N: Input should be a valid integer"),
+    ],
+)
+def test_a_variable_that_cannot_be_read_is_named(name, value, why, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv(f"ASCEDFAST_SERVER_{name}", value)
+    done = CliRunner().invoke(commands, ["serve"])
+    assert done.exit_code == 2
+    assert why in " ".join(done.output.split())
+
+
+def test_what_is_no_json_is_unreadable(client):
+    answer = client.post(PATH, content="nope", headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("the body: this is no JSON")
+
+
+def test_an_image_that_was_not_judged_has_no_area(client):
+    found = client.post(PATH, json={"steps": 2, "asced": {"mode": "fast"}}).json()["data"][0]["asced"]
+    assert found["status"] == "unavailable"
+    assert (found["severity"], found["area"]) == (None, None)
 
 
 def test_without_ray_the_command_names_the_extra(tmp_path):

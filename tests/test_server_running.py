@@ -158,4 +158,6 @@ def test_told_to_stop_it_answers_what_is_in_flight_and_ends(slow_server):
     assert first.status_code == 200
     assert late.status_code == 503
     assert "about to stop" in late.json()["error"]["message"]
-    assert slow_server.process.wait(60) == 0
+    said, _ = slow_server.process.communicate(timeout=60)
+    assert slow_server.process.returncode == 0
+    assert [line.split(":")[0] for line in said.splitlines()] == ["stopping", "stopped"]  # and nothing of Ray's

@@ -55,6 +55,9 @@ def batch(
         # Ray tells of a worker's death on standard output, which is for the result.
         with redirect_stdout(sys.stderr), progress_bar(f"requests of {source.name}") as advance:
             summary = run_batch(source, out, progress=advance, **options)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what was finished is kept, the same command goes on", err=True)
+        raise typer.Exit(130) from None
     except (StoppedError, ray.exceptions.RayError) as error:
         fail(f"stopped: {error}; what was finished is kept, the same command goes on")
     except (OSError, ValueError) as error:

@@ -27,12 +27,12 @@ def image_of(drawn: Drawn, seed: int, draw: int, report: str) -> Image:
 
 def found_in(row: RowReport, *, masks: bool) -> Found:
     """The report of a row; with its masks, where there are any."""
-    severity = row.severity
+    known = not isinstance(row.severity, str)
     return Found(
         status=row.status,
         reason=row.reason,
-        severity=None if isinstance(severity, str) else severity,
-        area=row.area,
+        severity=row.severity if known else None,
+        area=row.area if known else None,
         p_value=row.p_value,
         t_c=None if row.plan.reason else row.plan.t_c,
         mask=mask_png(row.mask) if masks else None,

@@ -74,7 +74,8 @@ def add_handlers(app: FastAPI, settings: ServerSettings) -> None:
 
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         message, param = _in_words(error.errors())
-        return error_response(422, message, "invalid_request_error", param=param)
+        status = 400 if _is_unreadable(error.errors()[0]) else 422
+        return error_response(status, message, "invalid_request_error", param=param)
 
     def http(request: Request, error: HTTPException) -> JSONResponse:
         return error_response(error.status_code, _http_message(error), "invalid_request_error", headers=error.headers)
@@ -89,16 +90,21 @@ def _in_words(errors: list[dict[str, Any]]) -> tuple[str, str | None]:
     """The first faults of a body, and the field of the first; nothing of what the client sent is repeated but names."""
     parts = []
     for error in errors[:3]:
-        place = ".".join(str(part)[:40] for part in error["loc"] if part != "body") or "the body"
+        names = [str(part)[:40] for part in error["loc"] if part != "body"]
+        place = ".".join(names) if names and not _is_unreadable(error) else "the body"
         parts.append(f"{place}: {_what(error)}")
     more = f", and {len(errors) - 3} more" if len(errors) > 3 else ""
     names = [str(part) for part in errors[0]["loc"] if part != "body"]
-    is_field = bool(names) and errors[0]["type"] != "json_invalid"
+    is_field = bool(names) and not _is_unreadable(errors[0])
     return f"{'; '.join(parts)}{more}. {SEE}", ".".join(names)[:200] if is_field else None
 
 
+def _is_unreadable(error: dict[str, Any]) -> bool:
+    return error["type"] == "json_invalid"
+
+
 def _what(error: dict[str, Any]) -> str:
-    if error["type"] == "json_invalid":
+    if _is_unreadable(error):
         return "this is no JSON; send an object such as {}"
     if error["type"] == "extra_forbidden":
         return "there is no such field: leave it out"

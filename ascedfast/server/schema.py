@@ -68,7 +68,7 @@ class Found(BaseModel):
     status: str = Field(description="corrected, clean, observed, unavailable, not finite or off.")
     reason: str | None = Field(description="Why there is no severity.")
     severity: float | None
-    area: float = Field(description="Share of the image inside the mask.")
+    area: float | None = Field(description="Share of the image inside the mask; null without a severity.")
     p_value: float | None = Field(description="Mode calibrated: the share of sound images at least as severe.")
     t_c: int | None = Field(description="Steps after which it was corrected.")
     mask: str | None = Field(None, description="report masks: PNG in base64, white where something was found.")

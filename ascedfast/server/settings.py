@@ -73,8 +73,8 @@ class ServerSettings(BaseSettings):
     def _check_together(self) -> Self:
         if self.token is None and not self.is_loopback:
             raise ValueError(
-                f"host {self.host} can be reached from other machines: set a token, which clients then send, or host "
-                "127.0.0.1"
+                f"host {self.host} can be reached from other machines: set a token, ASCEDFAST_SERVER_TOKEN, which "
+                "clients then send, or host 127.0.0.1"
             )
         if self.folder is not None and len(str(self.folder)) > LONGEST_FOLDER:
             raise ValueError(

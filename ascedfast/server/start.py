@@ -2,10 +2,11 @@
 """Starts Ray and the server in it, and ends both. Call ``ray_environment.set_ray_environment`` before importing it."""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import ray
 from ray import serve
@@ -36,7 +37,15 @@ def ray_of_its_own(settings: ServerSettings) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        with _without_a_word():
+            ray.shutdown()
+
+
+@contextmanager
+def _without_a_word() -> Iterator[None]:
+    """Ray tells of actors that it has ended itself as of failures, on standard output."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def start(settings: ServerSettings, size: tuple[int, int], load: Load = load_model) -> DeploymentHandle:
@@ -54,14 +63,15 @@ def start(settings: ServerSettings, size: tuple[int, int], load: Load = load_mod
 def stop(handle: DeploymentHandle, settings: ServerSettings) -> int:
     """Take no more requests, answer those in flight, end. The number of images that were not drawn."""
     left = handle.drain.remote().result(timeout_s=settings.drain_seconds + 10)
-    serve.shutdown()
+    with _without_a_word():
+        serve.shutdown()
     return left
 
 
 def serve_until_told(settings: ServerSettings, size: tuple[int, int], load: Load = load_model) -> int:
     """Serve until SIGINT or SIGTERM, then answer what is in flight and return the number of images that were not drawn.
 
-    A second signal ends at once. Prints one line when requests can be sent.
+    A second signal ends at once. Prints a line when requests can be sent, and two at the end.
     """
     told = threading.Event()
 
@@ -76,4 +86,8 @@ def serve_until_told(settings: ServerSettings, size: tuple[int, int], load: Load
             signal.signal(number, tell)
         print(f"{settings.name} is served at http://{settings.host}:{settings.port}/", flush=True)
         told.wait()
-        return stop(handle, settings)
+        wait = f"at most {settings.drain_seconds:g} s; once more ends at once"
+        print(f"stopping: no new requests, those in flight are answered first ({wait})", flush=True)
+        left = stop(handle, settings)
+    print("stopped", flush=True)
+    return left

@@ -98,11 +98,12 @@ def _alone(request, asced, draw, generator, scheduler) -> dict[str, Any]:
 
 
 def _values(report: ascedfast.RowReport, masks: bool) -> dict[str, Any]:
+    known = report.severity != "unavailable"
     return {
         "status": report.status,
         "reason": report.reason,
-        "severity": None if report.severity == "unavailable" else report.severity,
-        "area": report.area,
+        "severity": report.severity if known else None,
+        "area": report.area if known else None,
         "p_value": report.p_value,
         "t_c": None if report.plan.reason else report.plan.t_c,
         "mask": None if report.mask is None or not masks else report.mask.numpy(),
