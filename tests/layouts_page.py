@@ -87,6 +87,12 @@ keep[:, :, 0] = True  # the first frame
 handle = enable_asced(pipe, keep_mask=keep)
 ```
 
+Of `frames` latent frames as the scheduler steps them. It is for pipelines that step the given frame with the others,
+as Wan's image-to-video (a frame given beside the latents; `expand_timesteps`; read, not run), inpainting, and data
+that was measured. Where only the other frames are stepped (LTXImageToVideo, Kandinsky5T2V: "Slices" above) the given
+one is out of reach anyway, and `keep[:, :, 0]` would protect the first that is generated. Where the tokens of a given
+frame have timesteps of their own (LTXCondition) it is protected by itself.
+
 One row is for all. Of n rows for 2n only where these are n rows twice (DiT's): the first state of the run tells, which
 waits for the device, once, in such a run only; other numbers raise a ValueError. A mask on the host is copied to the
 device without waiting; one on another device is copied when the run begins, and at T_c where rows go one by one.
