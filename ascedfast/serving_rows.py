@@ -132,8 +132,10 @@ class RowBatch:
         self._check_room(config, plan, enabled, executed)
         if updates is None:
             updates = deterministic_updates(schedule, first)
-        elif len(updates) != executed:
-            raise ValueError(f"{len(updates)} updates were given for {executed} executed steps: give one a step")
+        else:
+            updates = _pairs(updates)
+            if len(updates) != executed:
+                raise ValueError(f"{len(updates)} updates were given for {executed} executed steps: give one a step")
         if self.free == 0:
             raise BatchFullError(f"all {self.max_rows} rows are taken: remove one first")
         request = RowRequest(schedule, config, seed, draw, first, enabled, left_alone, keep_mask, plan, updates)
@@ -147,7 +149,7 @@ class RowBatch:
         elif self._schedule_of is None:
             raise ValueError("a number of steps needs schedule_of: give it to RowBatch, or a Schedule to add")
         elif steps > self.max_steps:
-            schedule = range(steps)  # refused below, before one is made
+            raise ValueError(f"a run of {steps} steps in a batch for {self.max_steps}: raise max_steps")
         else:
             schedule = self._schedules.get(steps)
             if schedule is None:
@@ -326,4 +328,15 @@ class RowBatch:
     def _check_written(x: Tensor) -> None:
         if x.requires_grad:
             raise ValueError(WITHOUT_GRADIENTS)
+        if x.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(
+                "x was made in torch.inference_mode, outside of which it cannot be written: call this inside"
+            )
         check_writable("x", x)
+
+
+def _pairs(updates: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    try:
+        return [(float(c0), float(c1)) for c0, c1 in updates]
+    except (TypeError, ValueError):
+        raise ValueError("updates are pairs of numbers (c0, c1), one an executed step: x = c0*x + c1*m") from None

@@ -33,9 +33,9 @@ class ShardsDifferError(ValueError):
 class ShardedEngine(Engine):
     """An ``Engine`` of slices. Ranks hold equal slices, in the order of their ranks in the group.
 
-    Reports are of the whole and equal on every rank. At the first step the ranks compare what they hold, which waits
-    for the device; at T_c one collective gathers [changes of the window, *grid] of the rows that are due, and the
-    correction takes memory for whole states of these for a moment.
+    Reports are of the whole and equal on every rank. At the first step of a set of rows and at T_c the ranks compare
+    what they hold, which waits for the device; at T_c one collective gathers [changes of the window, *grid] of the rows
+    that are due, and the correction takes memory for whole states of these for a moment.
 
     Args: process_group: None for the default one. shard_axis: of the grid, 0 the first: H of images, frames of videos.
     Raises: ValueError for an axis that no grid has; RuntimeError where torch.distributed is not initialised.
@@ -49,6 +49,8 @@ class ShardedEngine(Engine):
             raise RuntimeError("sharded rows need torch.distributed: call init_process_group first")
         self._group, self._axis = process_group, shard_axis
         self._ranks, self._rank = dist.get_world_size(process_group), dist.get_rank(process_group)
+        if self._rank < 0:
+            raise ValueError("this process is not in process_group: only its ranks hold slices")
         self._compared: tuple | None = None
 
     def add_all(
@@ -83,12 +85,17 @@ class ShardedEngine(Engine):
 
     def _compare(self, x: Tensor, rows: Sequence[int]) -> None:
         """See that all ranks hold such slices of the same rows, once for each set of rows. Waits for the device."""
-        known = (tuple(x.shape), tuple(rows))
+        known = (tuple(x.shape), x.dtype, tuple(rows))
         if known == self._compared:
             return
         if x.dim() - 2 <= self._axis:
             raise ShardsDifferError(f"shard_axis {self._axis} of a grid {tuple(x.shape[2:])}: it has no such axis")
-        told = [(row.seed, row.draw, row.first, row.step, row.config, row.schedule) for row in self._select(rows)]
+        self._agree(x, self._select(rows))
+        self._compared = known
+
+    def _agree(self, x: Tensor, batch: Sequence[Row]) -> None:
+        """Raises: ShardsDifferError on every rank that speaks, also where one is at a step and another at its T_c."""
+        told = [(row.seed, row.draw, row.first, row.step, row.config, row.schedule) for row in batch]
         mine = (tuple(x.shape), str(x.dtype), hashlib.sha256(repr(told).encode()).hexdigest())
         everyone: list[Any] = [None] * self._ranks
         dist.all_gather_object(everyone, mine, group=self._group)
@@ -99,7 +106,6 @@ class ShardedEngine(Engine):
             raise ShardsDifferError(
                 "the ranks hold rows of other seeds, steps, settings or schedules: add the same ones"
             )
-        self._compared = known
 
     def _correct_rows_(self, x: Tensor, rows: Sequence[int] | None) -> Tensor | None:
         batch = self._select(rows)
@@ -109,6 +115,7 @@ class ShardedEngine(Engine):
         due = judged(batch, self._whole(x.shape[2:]))
         if not due:
             return None
+        self._agree(x, due)
         self._gather(due)
         found = [pair for group in groups_of(due) for pair in detect_rows(group)]
         masks = {row.id: detection.grown for row, detection in found if row.config.correct}

@@ -104,6 +104,19 @@ def refusals(rank, device):
     told["record"] = raised(lambda: engine.add(SCHEDULES[0], AscedConfig(record="run"), seed=1))
     keep = torch.ones(1, 1, 8, 8, dtype=torch.bool)
     told["keep"] = raised(lambda: engine.add(SCHEDULES[0], AscedConfig(), seed=1, keep_mask=keep))
+
+    def apart(change):
+        """Rank 1 does otherwise from step 3 on, in front of T_c."""
+        engine = ShardedEngine(shard_axis=0)
+        rows = [engine.add(SCHEDULES[0], AscedConfig(**RULES), seed=seed) for seed in range(2)]
+        x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(device)
+        for step in range(STEPS):
+            state, order = change(x, rows) if rank and step > 2 else (x, rows)
+            engine.observe(state, state, order)
+            engine.correct_(state, order)
+
+    told["other dtype later"] = raised(lambda: apart(lambda x, rows: (x.bfloat16(), rows)))
+    told["other order later"] = raised(lambda: apart(lambda x, rows: (x, rows[::-1])))
     told["axis"] = raised(lambda: ShardedEngine(shard_axis=-1))
     return told
 

@@ -168,6 +168,10 @@ def test_settings_that_are_none_are_refused_and_nothing_changes():
         with pytest.raises(error):
             scheduler.configure(**settings)
         assert scheduler.__dict__["_asced"].config.mad_scale == 2.0
+    run = scheduler.__dict__["_asced"]
+    with pytest.raises(ValueError, match="axes"):
+        scheduler.configure(axes="zz")
+    assert scheduler.__dict__["_asced"] is run  # with its report
     scheduler.configure(mad_scale=4.0)
     scheduler.reset()
     assert scheduler.__dict__["_asced"].config.mad_scale == 2.0

@@ -16,6 +16,7 @@ from ascedfast.server.encode import image_of
 from ascedfast.server.model import RowModel, load_model, row_model
 from ascedfast.server.sampler import Order, Sampler
 from ascedfast.server.settings import ServerSettings
+from ascedfast.server.stepper import Stepper
 from benchmarks.serving.stub import PLACES, SHAPE, alone, decode, denoise, load
 
 
@@ -111,6 +112,44 @@ def test_settings_that_do_not_fit_the_run_are_refused_and_the_others_go_on():
     assert sha256_of(right) == wanted(2, enabled=False)
     with pytest.raises(ValueError, match="ask for fewer"):
         sampler.order(order_of(n=5))
+
+
+@pytest.mark.parametrize("part", ["course", "noise"])
+def test_an_order_that_cannot_begin_fails_alone(part, monkeypatch):
+    model = load(None)
+    sampler = Sampler(model, 4)
+    neighbour, broken = order_of(1, config=AscedConfig.fast(**PLACES)), order_of(2, n=2, config=AscedConfig())
+    sampler.order(neighbour)
+    sampler.step()
+
+    def fail(*args):
+        raise IndexError("list index out of range")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, part, fail)
+        sampler.order(broken)
+        sampler.step()
+    assert isinstance(broken.listener.error, RuntimeError)
+    assert "IndexError" in str(broken.listener.error)
+    run(sampler)
+    assert sha256_of(neighbour) == wanted(1, mode="fast", **PLACES)
+    assert sampler.running == 0
+    again = order_of(3, n=4, config=AscedConfig())  # all rows are free
+    sampler.order(again)
+    run(sampler)
+    assert again.listener.images
+
+
+def test_where_the_thread_ends_nobody_waits(monkeypatch):
+    sampler = Sampler(load(None), 4)
+    monkeypatch.setattr(sampler, "_hand_out", lambda: 1 / 0)
+    stepper = Stepper(sampler)
+    first, second = order_of(1, steps=3), order_of(2)
+    stepper.order(first)
+    stepper._thread.join(30)
+    assert not stepper.is_alive
+    stepper.order(second)
+    assert all("has ended" in str(order.listener.error) for order in (first, second))
 
 
 def test_nan_in_one_row_touches_no_other():

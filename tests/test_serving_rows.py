@@ -142,6 +142,32 @@ def test_updates_of_ones_own():
         batch.add(None, 0, flow_schedule(4), updates=[(2.0, 3.0)] * 3)
 
 
+@pytest.mark.parametrize("updates", [[(1, 2, 3)] * 4, [(None, 1.0)] * 4, [1.0] * 4, 4])
+def test_updates_that_are_no_pairs_add_nothing(updates):
+    batch = RowBatch(1, (1, 4, 4))
+    with pytest.raises(ValueError, match="pairs of numbers"):
+        batch.add(None, 0, flow_schedule(4), updates=updates)
+    assert batch.rows == ()
+
+
+def test_a_state_that_cannot_be_written_moves_no_row():
+    batch = RowBatch(1, (1, 4, 4))
+    row = batch.add(None, 0, flow_schedule(4))
+    with torch.inference_mode():
+        x = torch.ones(1, 1, 4, 4)
+    with pytest.raises(ValueError, match="inference_mode"):
+        batch.step_([row], x, x.clone())
+    assert batch.step_of(row) == 0
+    with torch.inference_mode():
+        batch.step_([row], x, x.clone())
+    assert batch.step_of(row) == 1
+
+
+def test_steps_beyond_all_bounds_are_refused():
+    with pytest.raises(ValueError, match="raise max_steps"):
+        RowBatch(1, SHAPE, schedule_of=flow_schedule).add(None, 0, 10**30)
+
+
 def test_a_row_whose_schedule_clips_has_no_step():
     batch = RowBatch(2, SHAPE)
     row = batch.add(None, 0, eps_schedule(20, clip=1.0))

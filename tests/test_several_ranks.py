@@ -77,6 +77,8 @@ def test_whole_latents_give_every_rank_the_same_bits_without_a_word(by_gloo):
     [
         ("uneven", "ShardsDifferError: slices must be equal on every rank (rank 0: (1, 3, 8, 8)"),
         ("other rows", "ShardsDifferError: the ranks hold rows of other seeds"),
+        ("other dtype later", "ShardsDifferError: slices must be equal on every rank"),
+        ("other order later", "ShardsDifferError: the ranks hold rows of other seeds"),
         ("no such axis", "ShardsDifferError: shard_axis 2 of a grid (8, 8)"),
         ("fits", "nothing"),
         ("official", "ValueError: mode 'official' keeps all channels"),

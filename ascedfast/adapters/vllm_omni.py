@@ -50,15 +50,11 @@ class AscedFlowMatchEuler(FlowMatchEulerDiscreteScheduler):
         own = {name: chosen.pop(name) for name in PER_REQUEST if name in chosen}
         config = AscedConfig.from_dict(chosen)
         grid = None if own.get("grid") is None else tuple(own["grid"])
-        state = self.__dict__.get(class_swap.STATE)
+        told = {"seeds": own.get("seed"), "grid": grid, "axes": own.get("axes")}
+        enable_asced(FlowMatchEulerDiscreteScheduler.from_config(self.config), config, **told)  # raises what is wrong
         disable_asced(self)
-        try:
-            if own.get("enabled", True):
-                enable_asced(self, config, seeds=own.get("seed"), grid=grid, axes=own.get("axes"))
-        except (TypeError, ValueError):
-            if state is not None:
-                enable_asced(self, state.config, seeds=state.seeds, grid=state.grid, axes=state.axes)
-            raise
+        if own.get("enabled", True):
+            enable_asced(self, config, **told)
 
     def reset(self) -> None:
         """The settings that the scheduler was made with, and no run."""

@@ -166,17 +166,30 @@ class Sampler:
     def _begin_orders(self) -> None:
         states = []
         while order := self._next_order():
+            rows: list[_Row] = []
             try:
                 course = self._model.course(order.steps)
-                rows = [_Row(order, draw, course, self._add(order, draw, course)) for draw in range(order.n)]
+                for draw in range(order.n):
+                    rows.append(_Row(order, draw, course, self._add(order, draw, course)))
                 states.append(self._model.noise(order.seed, order.n))
-            except ValueError as error:
-                order.listener.failed(error)
+            except Exception as error:  # this order's alone: the others go on
+                for row in rows:
+                    if row.watched is not None:
+                        self._watch.remove(row.watched)
+                order.listener.failed(_refusal(order, error))
                 continue
             self._rows += rows
         if states:
             self._x = torch.cat([self._x, *states])
             self._groups = _Groups(self._rows, self._model.device)
+
+    def give_up(self) -> None:
+        """Fail every order. For the end of the thread that steps."""
+        with self._lock:
+            orders = {*self._waiting, *(row.order for row in self._rows)}
+            self._waiting.clear()
+        for order in orders:
+            order.listener.failed(RuntimeError("the thread that steps has ended"))
 
     def _next_order(self) -> Order | None:
         with self._lock:
@@ -232,3 +245,10 @@ class Sampler:
         self._rows = [self._rows[i] for i in staying]
         self._x = self._x[staying]
         self._groups = _Groups(self._rows, self._model.device)
+
+
+def _refusal(order: Order, error: Exception) -> Exception:
+    if isinstance(error, ValueError):
+        return error
+    logger.error("an order of %d images of %d steps could not begin", order.n, order.steps, exc_info=error)
+    return RuntimeError(f"the request could not begin: {type(error).__name__}")

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The thread that steps a sampler as long as there are rows, and sleeps when there are none."""
 
+import logging
 import threading
 
 from ascedfast.server.sampler import Order, Sampler
+
+logger = logging.getLogger("ascedfast.server")
 
 
 class Stepper:
@@ -19,6 +22,8 @@ class Stepper:
         """As the sampler's."""
         self._sampler.order(order)
         self._work.set()
+        if not self.is_alive:
+            self._sampler.give_up()
 
     def cancel(self, order: Order) -> None:
         """As the sampler's."""
@@ -36,7 +41,11 @@ class Stepper:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.is_set():
-            self._work.clear()  # before looking: an order that comes meanwhile wakes the coming wait
-            if not self._sampler.step():
-                self._work.wait()
+        try:
+            while not self._stopped.is_set():
+                self._work.clear()  # before looking: an order that comes meanwhile wakes the coming wait
+                if not self._sampler.step():
+                    self._work.wait()
+        except Exception:  # Ray Serve replaces the replica; nobody waits for that
+            logger.exception("the thread that steps has ended")
+            self._sampler.give_up()
