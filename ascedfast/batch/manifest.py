@@ -37,7 +37,7 @@ def manifest_of(
 ) -> dict[str, Any]:
     """All that the bits of the results depend on, but for the machine. requests: SHA-256 of their file.
 
-    Raises: OSError, ValueError for a folder that is no pipeline's."""
+    Raises: FolderError, OSError for a folder that is no pipeline's."""
     settings = None if table is None else json.dumps(table.to_dict(), sort_keys=True).encode()
     return {
         "format": FORMAT,
