@@ -97,12 +97,12 @@ class Folder:
         return table if all((self.path / name).is_file() for name in files) else None
 
     def write_results(self, requests: Requests, shards: Sequence[pa.Table]) -> pa.Table:
-        """The table of all requests, in their order. Raises: RuntimeError where an id is not in it exactly once."""
+        """The table of all requests, in their order. Raises: ValueError where an id is not in it exactly once."""
         bad = [{"row": one.row, "id": one.id, "status": "refused", "error": one.error} for one in requests.bad]
         table = pa.concat_tables([pa.Table.from_pylist(bad, SCHEMA), *shards]).sort_by("row")
         wanted = sorted([(one.row, one.id) for one in requests.bad] + [(row, one.id) for row, one in requests.good])
         if list(zip(table["row"].to_pylist(), table["id"].to_pylist(), strict=True)) != wanted:
-            raise RuntimeError(f"{self.path}/shards are not of these requests: give another --out")
+            raise ValueError(f"{self.path}/shards are not of these requests: give another --out")
         self._write_table(RESULTS, table)
         return table
 
