@@ -7,6 +7,7 @@ import pytest
 from batch_case import write_table
 from typer.testing import CliRunner
 
+from ascedfast.batch import results
 from ascedfast.batch.requests import read_requests
 from ascedfast.batch.results import Folder
 from ascedfast.cli import app
@@ -46,3 +47,32 @@ def test_a_shard_under_another_number(shards):
     shutil.copy(folder.path / "shards" / "00000000.parquet", folder.path / "shards" / "00000001.parquet")
     with pytest.raises(ValueError, match="not of these requests: give another --out"):
         folder.write_results(requests, [folder.read_shard(0), folder.read_shard(1)])
+
+
+@pytest.mark.parametrize("offset", [-9, -12, -1000, 10])
+def test_a_shard_with_flipped_bytes_is_drawn_again(offset, shards):
+    folder, _ = shards
+    path = folder.path / "shards" / "00000001.parquet"
+    data = bytearray(path.read_bytes())
+    for place in range(offset - 4, offset + 4):
+        data[place] ^= 0xFF
+    path.write_bytes(data)
+    assert folder.read_shard(1) is None
+    assert folder.read_shard(0) is not None
+
+
+def test_a_shard_of_other_columns_is_drawn_again(shards):
+    folder, _ = shards
+    write_table(folder.path / "shards" / "00000001.parquet", [{"row": 1, "id": "b"}])
+    assert folder.read_shard(1) is None
+
+
+def test_a_shard_that_may_not_be_read_is_told(shards, monkeypatch):
+    folder, _ = shards
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(results.pq, "ParquetFile", refused)
+    with pytest.raises(PermissionError):
+        folder.read_shard(1)

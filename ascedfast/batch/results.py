@@ -88,10 +88,18 @@ class Folder:
         self._write_table(_shard_name(shard), pa.Table.from_pylist(list(rows), SCHEMA))
 
     def read_shard(self, shard: int) -> pa.Table | None:
-        """None where it, or a file that it names, is missing or damaged: its requests are to be drawn."""
+        """None where it, or a file that it names, is missing or damaged: its requests are to be drawn.
+
+        Raises: PermissionError."""
         try:
-            table = pq.ParquetFile(self.path / _shard_name(shard)).read()
-        except (FileNotFoundError, pa.ArrowInvalid):
+            with pq.ParquetFile(self.path / _shard_name(shard)) as parquet:
+                table = parquet.read()
+            table.validate(full=True)
+        except PermissionError:
+            raise
+        except (OSError, pa.ArrowException):  # of a damaged footer pyarrow raises either
+            return None
+        if not table.schema.equals(SCHEMA):
             return None
         files = [name for column in ("image", "mask") for name in table[column].to_pylist() if name is not None]
         return table if all((self.path / name).is_file() for name in files) else None
