@@ -8,6 +8,7 @@ from batch_case import write_table
 from typer.testing import CliRunner
 
 from ascedfast.batch import results
+from ascedfast.batch.manifest import FolderInUseError, claimed
 from ascedfast.batch.requests import read_requests
 from ascedfast.batch.results import Folder
 from ascedfast.cli import app
@@ -76,3 +77,10 @@ def test_a_shard_that_may_not_be_read_is_told(shards, monkeypatch):
     monkeypatch.setattr(results.pq, "ParquetFile", refused)
     with pytest.raises(PermissionError):
         folder.read_shard(1)
+
+
+def test_nothing_is_left_in_a_folder_of_someone_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("kept")
+    with pytest.raises(FolderInUseError, match="holds other files"), claimed(Folder(tmp_path), {"requests": "a"}):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -62,6 +62,7 @@ def claimed(folder: Folder, manifest: dict[str, Any]) -> Iterator[None]:
     """
     path = folder.path
     path.mkdir(parents=True, exist_ok=True)
+    _check(folder, manifest)  # before the lock's file is made, which a folder of someone else's is not to get
     with (path / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
