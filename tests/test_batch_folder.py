@@ -84,3 +84,14 @@ def test_nothing_is_left_in_a_folder_of_someone_else(tmp_path):
     with pytest.raises(FolderInUseError, match="holds other files"), claimed(Folder(tmp_path), {"requests": "a"}):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_results_of_refused_rows_alone_are_not_written_over(tmp_path):
+    folder = Folder(tmp_path / "out")
+    table = write_table(tmp_path / "in.parquet", [{"id": "a", "seed": -1}])
+    with claimed(folder, {"requests": "a"}):
+        folder.write_results(read_requests(table), [])
+    with claimed(folder, {"requests": "a"}):
+        pass
+    with pytest.raises(FolderInUseError, match="another table of requests"), claimed(folder, {"requests": "b"}):
+        pass

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ascedfast._version import __version__
-from ascedfast.batch.results import FOLDERS, Folder
+from ascedfast.batch.results import FOLDERS, RESULTS, Folder
 from ascedfast.calibration.folder import fingerprint
 from ascedfast.calibration.table import NullTable
 from ascedfast.noise import NOISE_VERSION
@@ -82,6 +82,7 @@ def _check(folder: Folder, manifest: dict[str, Any]) -> None:
     except ValueError as error:
         raise FolderInUseError(f"{path}/manifest.json is damaged ({error}): give another --out") from error
     written = [f"{name}/{one}" for name in FOLDERS[:-1] for one in _listed(path / name)]
+    written += [RESULTS] * (path / RESULTS).exists()  # alone, where every row was refused
     if begun is None:
         others = sorted(name for name in os.listdir(path) if name not in (LOCK, *FOLDERS)) + written
         if others:
