@@ -48,8 +48,8 @@ class ServerSettings(BaseSettings):
     token: SecretStr | None = Field(default=None, min_length=8)
     folder: Path | None = None
     replicas: int = Field(default=1, ge=1)
-    num_cpus: float = Field(default=1.0, ge=0)
-    num_gpus: float = Field(default=0.0, ge=0)
+    num_cpus: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    num_gpus: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     threads: int = Field(default=1, ge=1)
     seconds_to_start: float = Field(default=600, gt=0)
     max_rows: int = Field(default=32, ge=1)

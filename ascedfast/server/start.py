@@ -2,6 +2,7 @@
 """Starts Ray and the server in it, and ends both. Call ``ray_environment.set_ray_environment`` before importing it."""
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -23,12 +24,17 @@ OBJECTS = 80 << 20
 """Bytes of Ray's shared memory, its least: images travel between the processes by themselves."""
 
 
+def cores(replicas: int, num_cpus: float) -> int:
+    """Processors of a Ray in which all replicas find room. They are only counted: too many do no harm."""
+    return max(1, replicas * math.ceil(num_cpus))
+
+
 @contextmanager
 def ray_of_its_own(settings: ServerSettings) -> Iterator[None]:
     """A Ray on this machine that ends with the block, with as many processors as the replicas want."""
     ray.init(
         address="local",
-        num_cpus=max(1, round(settings.replicas * settings.num_cpus)),
+        num_cpus=cores(settings.replicas, settings.num_cpus),
         include_dashboard=False,
         object_store_memory=OBJECTS,
         log_to_driver=False,
