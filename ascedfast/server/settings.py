@@ -27,7 +27,7 @@ class ServerSettings(BaseSettings):
         token: what clients send as "Authorization: Bearer ...". None: nobody is asked for one.
         folder: the only folder that is written into: logs and sockets of Ray. None: Ray's own, /tmp/ray.
         replicas: processes with a model each. num_cpus, num_gpus: what Ray sets aside for each; with a GPU the model
-            runs on it. threads: of torch in each. seconds_to_start: for the first replica to load its model.
+            runs on it. threads: of torch in each. seconds_to_start: for all replicas to load it.
         max_rows: images that a replica steps at once; further ones wait.
         queue: images that wait beyond those that are stepped; a request for more is answered 429.
         max_n, max_steps: images and steps of one request. max_body: bytes of one request.
