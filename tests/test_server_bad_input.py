@@ -176,3 +176,15 @@ def test_without_a_token_the_server_is_asked_under_its_names_alone(host, port):
             answer = client.get("/page/index.html", headers={"Host": name + port})
             assert answer.status_code == 400
             assert "localhost" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("token", ["12345678\n", "  12345678", " " * 8, "пароль-пароль", "1234\x005678", "1234\n5678"])
+def test_a_token_that_no_client_can_send_is_refused(token):
+    with pytest.raises(ValueError, match="no client can send: "):
+        ServerSettings(token=token)
+
+
+def test_a_token_of_any_printable_ascii_can_be_sent():
+    token = "".join(map(chr, range(33, 127)))
+    with local_client(token=token) as client:
+        assert client.get("/v1/models", headers={"Authorization": f"Bearer {token}"}).status_code == 200
