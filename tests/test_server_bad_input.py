@@ -188,3 +188,40 @@ def test_a_token_of_any_printable_ascii_can_be_sent():
     token = "".join(map(chr, range(33, 127)))
     with local_client(token=token) as client:
         assert client.get("/v1/models", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+def test_refused_requests_for_images_are_counted_once():
+    json = {"Content-Type": "application/json"}
+    asked = [
+        ({"json": {"n": 0}}, 422),
+        ({"json": {"asced": {"t_c": 3}, "steps": 3}}, 422),
+        ({"json": {"asced": {"t_c": 3}, "steps": 3, "stream": True}}, 422),
+        ({"content": b"{", "headers": json}, 400),
+        ({"content": b"{}", "headers": {**json, "Host": "["}}, 400),
+        ({"content": b" " * 2000, "headers": json}, 413),
+        ({"json": {"steps": 1}}, 200),
+    ]
+    with local_client(max_body=1000) as client:
+        for ask, status in asked:
+            assert client.post(PATH, **ask).status_code == status
+        for path in ("/v1/models", "/nothing"):  # not requests for images
+            assert client.post(path, json={}).status_code in (404, 405)
+        assert client.get(PATH).status_code == 405
+        assert _counts(client) == {"422": 3, "400": 2, "413": 1, "200": 1}
+
+
+def test_requests_without_the_token_and_slow_ones_are_counted():
+    right = {"Authorization": f"Bearer {TOKEN}"}
+    with local_client(token=TOKEN, body_seconds=1e-9) as client:
+        assert client.post(PATH, json={}, headers=right).status_code == 408
+        assert client.get("/v1/models").status_code == 401
+        assert _counts(client, right) == {"408": 1}
+    with local_client(token=TOKEN) as client:
+        assert client.post(PATH, json={}).status_code == 401
+        assert _counts(client, right) == {"401": 1}
+
+
+def _counts(client, headers=None):
+    lines = client.get("/metrics", headers=headers).text.splitlines()
+    found = [line.split() for line in lines if line.startswith("ascedfast_requests_total{")]
+    return {name.split('"')[1]: float(value) for name, value in found}

@@ -45,7 +45,7 @@ def create_app(
     app.include_router(_health(backend, counted))
     app.include_router(_page())
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
-    add_handlers(app, settings)
+    add_handlers(app, settings, counted.refused)
     app.add_middleware(BodyLimits, most=settings.max_body, seconds=settings.body_seconds)
     if settings.token is None:
         app.add_middleware(HostCheck, host=settings.host)
