@@ -52,3 +52,22 @@ def test_calibrated_rows(tmp_path):
     found = read_requests(write_table(tmp_path / "in.parquet", rows), packaged_table())
     assert found.good[0][1].config(packaged_table()).rate == 0.1
     assert [one.id for one in found.bad] == ["c"]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pa.array([10**8, 1], pa.date32()),
+        pa.array([10**15, 1], pa.timestamp("ms")),
+        pa.array([1 << 62, 1], pa.duration("s")),
+    ],
+    ids=["date", "timestamp", "duration"],
+)
+@pytest.mark.parametrize("name", ["seed", "prompt"])
+def test_cells_that_python_has_no_value_for(name, cells, tmp_path):
+    columns = {"id": ["a", "b"], "seed": [1, 2], name: cells}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet", version="2.6")
+    found = read_requests(tmp_path / "in.parquet")
+    assert [one.id for one in found.bad] == ["a", "b"]
+    assert found.bad[0].error.startswith(f"{name}: ")
+    assert "that cannot be read" in found.bad[0].error

@@ -15,15 +15,12 @@ from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from ascedfast.adapters.pipeline_index import FolderError, read_index
 from ascedfast.adapters.schedules import refusal
 from ascedfast.pipelines import PixelFlowPipeline
 
 PICKLED = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 LIBRARIES = ("diffusers", "transformers", "ascedfast.pipelines")
-
-
-class FolderError(ValueError):
-    """A folder that cannot be used, and why."""
 
 
 def load_pipeline(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
@@ -32,7 +29,7 @@ def load_pipeline(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.
     Raises: FolderError for a folder that is missing, damaged, of an unsupported class or scheduler, or that holds
         pickled weights.
     """
-    index = _read_index(folder)
+    index = read_index(folder)
     _refuse_pickles(folder)
     cls = _pipeline_class(index.get("_class_name"), folder)
     for name, entry in index.items():
@@ -82,24 +79,6 @@ def images_of(output: Any) -> list[Image.Image]:
     if not isinstance(images, list) or not all(isinstance(image, Image.Image) for image in images):
         raise FolderError("the pipeline does not return images")
     return images
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    try:
-        there = folder.is_dir()
-    except OSError as error:
-        raise FolderError(f"{folder} cannot be read: {error.strerror}") from error
-    if not there:
-        raise FolderError(f"{folder} is not a folder: give the folder of a diffusers pipeline (with model_index.json)")
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FolderError(f"{folder} has no model_index.json: it is no diffusers pipeline folder") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise FolderError(f"{folder / 'model_index.json'} is damaged: {error}") from error
-    if not isinstance(index, dict):
-        raise FolderError(f"{folder / 'model_index.json'} is damaged: it holds no object")
-    return index
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ascedfast._version import __version__
-from ascedfast.batch.results import FOLDERS, Folder
+from ascedfast.batch.results import FOLDERS, RESULTS, Folder
 from ascedfast.calibration.folder import fingerprint
 from ascedfast.calibration.table import NullTable
 from ascedfast.noise import NOISE_VERSION
@@ -37,7 +37,7 @@ def manifest_of(
 ) -> dict[str, Any]:
     """All that the bits of the results depend on, but for the machine. requests: SHA-256 of their file.
 
-    Raises: OSError, ValueError for a folder that is no pipeline's."""
+    Raises: FolderError, OSError for a folder that is no pipeline's."""
     settings = None if table is None else json.dumps(table.to_dict(), sort_keys=True).encode()
     return {
         "format": FORMAT,
@@ -62,6 +62,7 @@ def claimed(folder: Folder, manifest: dict[str, Any]) -> Iterator[None]:
     """
     path = folder.path
     path.mkdir(parents=True, exist_ok=True)
+    _check(folder, manifest)  # before the lock's file is made, which a folder of someone else's is not to get
     with (path / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,6 +82,7 @@ def _check(folder: Folder, manifest: dict[str, Any]) -> None:
     except ValueError as error:
         raise FolderInUseError(f"{path}/manifest.json is damaged ({error}): give another --out") from error
     written = [f"{name}/{one}" for name in FOLDERS[:-1] for one in _listed(path / name)]
+    written += [RESULTS] * (path / RESULTS).exists()  # alone, where every row was refused
     if begun is None:
         others = sorted(name for name in os.listdir(path) if name not in (LOCK, *FOLDERS)) + written
         if others:

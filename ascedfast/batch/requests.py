@@ -114,7 +114,7 @@ def read_requests(path: Path, table: NullTable | None = None) -> Requests:
             found = parquet.read()
         found.validate(full=True)
         _check_columns(found.schema, path)
-        rows = found.to_pylist()
+        rows = _rows(found)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise TableError(f"{path} cannot be read as a parquet file: {error}") from error
     twice = sorted(id for id, count in Counter(row["id"] for row in rows).items() if count > 1 and id is not None)
@@ -133,6 +133,37 @@ def read_requests(path: Path, table: NullTable | None = None) -> Requests:
         else:
             good.append((place, request))
     return Requests(tuple(good), tuple(bad), sha256)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A cell that has no value in Python, such as a date beyond its years."""
+
+    kind: str
+
+    def __repr__(self) -> str:
+        return f"a {self.kind} that cannot be read"
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    columns = [_cells(column) for column in table.columns]
+    return [dict(zip(table.column_names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _cells(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raise
+    except (OverflowError, ValueError):
+        return [_cell(scalar) for scalar in column]
+
+
+def _cell(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except (OverflowError, ValueError):
+        return Unreadable(str(scalar.type))
 
 
 def _check_columns(schema: pa.Schema, path: Path) -> None:

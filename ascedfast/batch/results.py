@@ -88,21 +88,29 @@ class Folder:
         self._write_table(_shard_name(shard), pa.Table.from_pylist(list(rows), SCHEMA))
 
     def read_shard(self, shard: int) -> pa.Table | None:
-        """None where it, or a file that it names, is missing or damaged: its requests are to be drawn."""
+        """None where it, or a file that it names, is missing or damaged: its requests are to be drawn.
+
+        Raises: PermissionError."""
         try:
-            table = pq.ParquetFile(self.path / _shard_name(shard)).read()
-        except (FileNotFoundError, pa.ArrowInvalid):
+            with pq.ParquetFile(self.path / _shard_name(shard)) as parquet:
+                table = parquet.read()
+            table.validate(full=True)
+        except PermissionError:
+            raise
+        except (OSError, pa.ArrowException):  # of a damaged footer pyarrow raises either
+            return None
+        if not table.schema.equals(SCHEMA):
             return None
         files = [name for column in ("image", "mask") for name in table[column].to_pylist() if name is not None]
         return table if all((self.path / name).is_file() for name in files) else None
 
     def write_results(self, requests: Requests, shards: Sequence[pa.Table]) -> pa.Table:
-        """The table of all requests, in their order. Raises: RuntimeError where an id is not in it exactly once."""
+        """The table of all requests, in their order. Raises: ValueError where an id is not in it exactly once."""
         bad = [{"row": one.row, "id": one.id, "status": "refused", "error": one.error} for one in requests.bad]
         table = pa.concat_tables([pa.Table.from_pylist(bad, SCHEMA), *shards]).sort_by("row")
         wanted = sorted([(one.row, one.id) for one in requests.bad] + [(row, one.id) for row, one in requests.good])
         if list(zip(table["row"].to_pylist(), table["id"].to_pylist(), strict=True)) != wanted:
-            raise RuntimeError(f"{self.path}/shards are not of these requests: give another --out")
+            raise ValueError(f"{self.path}/shards are not of these requests: give another --out")
         self._write_table(RESULTS, table)
         return table
 

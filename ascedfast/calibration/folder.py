@@ -2,10 +2,10 @@
 """The table beside its pipeline: where it lies, and whether the pipeline is still the one that it was made for."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
+from ascedfast.adapters.pipeline_index import read_index
 from ascedfast.calibration.table import NullTable
 
 NAME = "asced_null.json"
@@ -18,10 +18,9 @@ def fingerprint(folder: Path) -> str:
     """SHA-256 over model_index.json and the names and bytes of all files of the components that it names, behind links
     too; of files above WHOLE bytes over parts. What else lies in the folder does not count.
 
-    Raises: OSError, ValueError for a folder that cannot be read."""
-    index = folder / "model_index.json"
-    names = [name for name, entry in json.loads(index.read_text(encoding="utf-8")).items() if isinstance(entry, list)]
-    files = [index]
+    Raises: FolderError, OSError for a folder that cannot be read."""
+    names = [name for name, entry in read_index(folder).items() if isinstance(entry, list)]
+    files = [folder / "model_index.json"]
     for name in names:
         for root, folders, found in os.walk(folder / name, followlinks=True):
             folders[:] = sorted(one for one in folders if not one.startswith("."))

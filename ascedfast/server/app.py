@@ -7,10 +7,9 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ascedfast._version import __version__
-from ascedfast.server.auth import bearer_check
+from ascedfast.server.auth import HostCheck, bearer_check
 from ascedfast.server.backend import Backend
 from ascedfast.server.errors import add_handlers
 from ascedfast.server.images import UNKNOWN, Counted, images_router
@@ -25,8 +24,6 @@ SAFE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-LOCAL = ["127.0.0.1", "localhost", "[::1]"]
-"""Names of this machine. Where no token is asked for, a page elsewhere must not reach the server under its own name."""
 
 
 def create_app(
@@ -48,10 +45,10 @@ def create_app(
     app.include_router(_health(backend, counted))
     app.include_router(_page())
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
-    add_handlers(app, settings)
+    add_handlers(app, settings, counted.refused)
     app.add_middleware(BodyLimits, most=settings.max_body, seconds=settings.body_seconds)
     if settings.token is None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL, www_redirect=False)
+        app.add_middleware(HostCheck, host=settings.host)
     return app
 
 

@@ -2,6 +2,7 @@
 """What a client is told when it gets no image: never more than what is wrong, and what to do."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -64,8 +65,11 @@ def told(error: Exception, settings: ServerSettings) -> tuple[int, str, str, str
     return 500, "the server failed at this request; its log says why", "server_error", None
 
 
-def add_handlers(app: FastAPI, settings: ServerSettings) -> None:
-    """Answer all errors of the app's routes in OpenAI's form."""
+def add_handlers(app: FastAPI, settings: ServerSettings, refused: Callable[[Request, int], None]) -> None:
+    """Answer all errors of the app's routes in OpenAI's form.
+
+    Args: refused: called with the status where a request did not reach its route's function.
+    """
 
     def failed(request: Request, error: Exception) -> JSONResponse:
         status, message, kind, param = told(error, settings)
@@ -75,9 +79,11 @@ def add_handlers(app: FastAPI, settings: ServerSettings) -> None:
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         message, param = _in_words(error.errors())
         status = 400 if _is_unreadable(error.errors()[0]) else 422
+        refused(request, status)
         return error_response(status, message, "invalid_request_error", param=param)
 
     def http(request: Request, error: HTTPException) -> JSONResponse:
+        refused(request, error.status_code)
         return error_response(error.status_code, _http_message(error), "invalid_request_error", headers=error.headers)
 
     for kind in (RefusedError, BusyError, TimeoutError, StoppingError, LostError, Exception):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.responses import Response
 
 from ascedfast.server.backend import Backend, Data
@@ -42,6 +43,7 @@ REFUSALS = {
 }
 
 
+PATH = "/v1/images/generations"
 UNKNOWN = {401: {"model": ErrorResponse, "description": REFUSALS[401]}}
 EVENT = {
     "type": "object",
@@ -77,6 +79,11 @@ class Counted:
             self._metrics.requests.labels(code).inc()
             self._metrics.seconds.observe(time.perf_counter() - started)
 
+    def refused(self, request: Request, status: int) -> None:
+        """Count a request for images that was answered before ``one``; others are not counted."""
+        if (request.method, request.scope["path"]) == ("POST", PATH):
+            self._metrics.requests.labels(status).inc()
+
     @contextlib.contextmanager
     def _taken(self, images: int) -> Iterator[None]:
         if self.is_stopping:
@@ -94,7 +101,7 @@ class Counted:
 
 def images_router(settings: ServerSettings, size: tuple[int, int], backend: Backend, counted: Counted) -> APIRouter:
     """Args: size: (height, width) of the model's images."""
-    router = APIRouter(prefix="/v1", tags=["images"])
+    router = APIRouter(tags=["images"])
     began = int(time.time())
     taken = request_class(settings, size)
 
@@ -104,7 +111,7 @@ def images_router(settings: ServerSettings, size: tuple[int, int], backend: Back
         )
 
     @router.post(
-        "/images/generations",
+        PATH,
         response_model=ImagesResponse,
         responses={
             200: {"content": {"text/event-stream": {"schema": EVENT}}},
@@ -144,7 +151,7 @@ def images_router(settings: ServerSettings, size: tuple[int, int], backend: Back
             _, message, kind, param = told(error, settings)
             yield _event("error", ErrorResponse(error=ErrorBody(message=message, type=kind, param=param)))
 
-    @router.get("/models", responses=UNKNOWN)
+    @router.get("/v1/models", responses=UNKNOWN)
     async def models() -> ModelList:
         """The model that is served."""
         return ModelList(data=[Model(id=settings.name, created=began, owned_by="local")])

@@ -24,10 +24,10 @@ class ServerSettings(BaseSettings):
         pipeline: folder of a diffusers pipeline, weights in safetensors. None: the packaged transformer.
         table: of sound runs, for mode "calibrated". None: asced_null.json in the folder, else the packaged one.
         host, port: where HTTP is listened for. Without ``token`` the host must be a loopback address.
-        token: what clients send as "Authorization: Bearer ...". None: nobody is asked for one.
+        token: what clients send as "Authorization: Bearer ...", printable ASCII. None: nobody is asked for one.
         folder: the only folder that is written into: logs and sockets of Ray. None: Ray's own, /tmp/ray.
         replicas: processes with a model each. num_cpus, num_gpus: what Ray sets aside for each; with a GPU the model
-            runs on it. threads: of torch in each. seconds_to_start: for the first replica to load its model.
+            runs on it. threads: of torch in each. seconds_to_start: for all replicas to load it.
         max_rows: images that a replica steps at once; further ones wait.
         queue: images that wait beyond those that are stepped; a request for more is answered 429.
         max_n, max_steps: images and steps of one request. max_body: bytes of one request.
@@ -48,8 +48,8 @@ class ServerSettings(BaseSettings):
     token: SecretStr | None = Field(default=None, min_length=8)
     folder: Path | None = None
     replicas: int = Field(default=1, ge=1)
-    num_cpus: float = Field(default=1.0, ge=0)
-    num_gpus: float = Field(default=0.0, ge=0)
+    num_cpus: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    num_gpus: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     threads: int = Field(default=1, ge=1)
     seconds_to_start: float = Field(default=600, gt=0)
     max_rows: int = Field(default=32, ge=1)
@@ -68,6 +68,19 @@ class ServerSettings(BaseSettings):
     @classmethod
     def _resolve(cls, path: Path | None) -> Path | None:
         return None if path is None else path.resolve()  # the replicas work in another folder
+
+    @field_validator("token")
+    @classmethod
+    def _can_be_sent(cls, token: SecretStr | None) -> SecretStr | None:
+        text = "" if token is None else token.get_secret_value()
+        if text != text.strip():
+            raise ValueError(
+                "begins or ends with a blank or a line break, which no client can send: leave it out "
+                "($(cat FILE) does for a file)"
+            )
+        if not (text.isascii() and text.isprintable()):
+            raise ValueError("holds what no client can send: printable ASCII only, such as openssl rand -hex 32 makes")
+        return token
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -2,9 +2,11 @@
 """Starts Ray and the server in it, and ends both. Call ``ray_environment.set_ray_environment`` before importing it."""
 
 import logging
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
@@ -12,6 +14,7 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
 
 from ascedfast.server.deployments import application
 from ascedfast.server.model import load_model
@@ -21,6 +24,13 @@ from ascedfast.server.settings import ServerSettings
 APP = "ascedfast"
 OBJECTS = 80 << 20
 """Bytes of Ray's shared memory, its least: images travel between the processes by themselves."""
+PAUSE = 0.2
+"""Seconds between two looks at replicas that start."""
+
+
+def cores(replicas: int, num_cpus: float) -> int:
+    """Processors of a Ray in which all replicas find room. They are only counted: too many do no harm."""
+    return max(1, replicas * math.ceil(num_cpus))
 
 
 @contextmanager
@@ -28,7 +38,7 @@ def ray_of_its_own(settings: ServerSettings) -> Iterator[None]:
     """A Ray on this machine that ends with the block, with as many processors as the replicas want."""
     ray.init(
         address="local",
-        num_cpus=max(1, round(settings.replicas * settings.num_cpus)),
+        num_cpus=cores(settings.replicas, settings.num_cpus),
         include_dashboard=False,
         object_store_memory=OBJECTS,
         log_to_driver=False,
@@ -49,15 +59,33 @@ def _without_a_word() -> Iterator[None]:
 
 
 def start(settings: ServerSettings, size: tuple[int, int], load: Load = load_model) -> DeploymentHandle:
-    """Serve in the Ray that runs; return when requests can be sent. Raises: RuntimeError where it cannot be started.
+    """Serve in the Ray that runs; return when requests can be sent.
 
+    Raises: RuntimeError where it cannot be started, or not in ``settings.seconds_to_start``.
     Args: size: (height, width) of the model's images. load: makes the model, in each replica.
     """
     serve.start(
         http_options=HTTPOptions(host=settings.host, port=settings.port),
         logging_config={"enable_access_log": False},
     )
-    return serve.run(application(settings, size, load), name=APP, route_prefix="/")
+    # Not serve.run, which waits for ever.
+    target = serve.RunTarget(application(settings, size, load), name=APP, route_prefix="/")
+    handle = serve.run_many([target], wait_for_applications_running=False)[0]
+    wait_until_running(settings.seconds_to_start)
+    return handle
+
+
+def wait_until_running(seconds: float) -> None:
+    """Until all replicas have their model. Raises: RuntimeError where one fails, or that takes longer."""
+    until = time.monotonic() + seconds
+    while (app := serve.status().applications[APP]).status != ApplicationStatus.RUNNING:
+        if app.status == ApplicationStatus.DEPLOY_FAILED:
+            raise RuntimeError(app.message)
+        if time.monotonic() > until:
+            raise RuntimeError(
+                f"not all replicas were ready in {seconds:g} s: set ASCEDFAST_SERVER_SECONDS_TO_START higher"
+            )
+        time.sleep(PAUSE)
 
 
 def stop(handle: DeploymentHandle, settings: ServerSettings) -> int:
