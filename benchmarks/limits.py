@@ -13,12 +13,10 @@ LIMITS: Mapping[str, str] = {
     "P1/PNDM*": """launches and Python, once a run: the beginning, three watched steps, T_c and the repair of four
 remembered tensors, 560 us beside 26 stock steps of 170 us; 21 other steps pay 6 us each to see that none watches.
 Missed by 21 to 53 us a run""",
-    "P4/Wan": """2.1 ms of host time in a run of 6 steps that waits for the device at each step, so that none of it
-hides behind the network (UniPC: the stock step, three watched ones, T_c, the repair). As much in a run of 25 steps, of
-4.7 s, is 1.0004 by arithmetic; not measured""",
-    "P4/*": """the scatter of the clocks of a GPU at its limit of power: 60 % of the pairs of one run span .993 to
-1.008, so that the limit of 120 pairs lies .2 % above their median of 1.001; medians of other runs were .9995 and
-1.0003""",
+    "P4/*": """by the medians 1.4 ms (SD1.5), 7.2 (SDXL), 3.9 (FLUX) and 7.4 (Wan) in a run of 6 steps that waits for
+the device at each step, so that no host time hides behind the network; -.4, .3, -.6 and 2.1 ms on another H100 before
+each call looked for caches. That search took 2.5 ms of SDXL on a faster host; the code since takes .3, and was not
+measured on a GPU. What else there is is not known""",
     "P2/history_fill_/*": """one launch each, of 1.6 us, and no more can be told apart: the same op in the same run took
 1.55 us where it was timed beside its ceiling""",
     "P7/*": """one pass through memory: a plain copy of as many bytes takes 90 % of the step's time or more (the
