@@ -4,10 +4,12 @@
 import pytest
 
 from benchmarks.results import FOLDER, saved
+from benchmarks.s6_rows import METRICS, RIVALS, ROWS
 from benchmarks.serving.outcome import FILE, PAGE, Outcome, load, markdown, save, write_page
 
-IDS = {"S1", "S2", "S3-leaving", "S3-tenants", "S4"}
-"""S5 needs an idle machine for a quarter of an hour and is not saved yet."""
+IDS = {"S1", "S2", "S3-leaving", "S3-tenants", "S4", "S5-exact", "S5-batched-pixels", "S5-batched-masks", "S6-nccl"}
+IDS |= {f"S5-{clients}-clients/{part}" for clients in (1, 8, 32) for part in ("throughput", "p50", "p99")}
+IDS |= {f"S6/{rows}/{off}/{metric}" for rows in ROWS for off in RIVALS for metric in METRICS}
 FIELDS = {"id", "value", "bar", "met", "n", "command", "source_sha256"}
 
 
