@@ -25,7 +25,8 @@ from ascedfast.demo import load_model
 from benchmarks import s6_nccl
 from benchmarks.results import FOLDER, SERVING, gpu_name
 from benchmarks.s6_loops import Loop, Network, Observing, Stock, Vectorised, Watched
-from benchmarks.source import source_sha256
+from benchmarks.source import ROOT, source_sha256
+from benchmarks.table import write_between_marks
 from benchmarks.timing import upper_limit
 
 ROWS = (1, 8, 64)
@@ -35,6 +36,7 @@ TURNS = {1: 200, 8: 150, 64: 50}
 BAR = 1.01
 RIVALS = {"stock": Stock, "vectorised": Vectorised}
 METRICS = ("time a row", "p50 of a step", "p99 of a step")
+PAGE = ROOT / "docs" / "servers.md"
 Record = dict[str, Any]
 
 
@@ -124,6 +126,23 @@ def save(records: Sequence[Record], path: Path) -> None:
     path.write_text("[\n" + ",\n".join(json.dumps(kept[id]) for id in sorted(kept)) + "\n]\n")
 
 
+def markdown(records: Sequence[Record]) -> str:
+    """S6 as a table, a figure a row."""
+    lines = ["| | value | bar | | on, off in us | rows a second |", "|---|---|---|---|---|---|"]
+    for one in records:
+        if one["id"].startswith("S6"):
+            times = f"{one['on_us']:.0f}, {one['off_us']:.0f}" if "on_us" in one else one["unit"]
+            rate = f"{one['rows_per_s']:.0f}" if one.get("rows_per_s") else ""
+            met = "met" if one["met"] else "missed"
+            lines.append(f"| {one['id']} | {one['value']:.4g} | {one['bar']:g} | {met} | {times} | {rate} |")
+    return "\n".join(lines)
+
+
+def write_page(page: Path = PAGE, path: Path = FOLDER / SERVING) -> None:
+    """Put the table of the file into the page."""
+    write_between_marks(page, "figures", markdown(json.loads(path.read_text())))
+
+
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny counts, to see that it works; also on a CPU.")] = False,
     to_save: Annotated[bool, typer.Option("--save", help="Write results/serving.json.")] = False,
@@ -160,6 +179,8 @@ def main(
     if to_save:
         save(records, out)
         print(f"saved in {out}")
+        if out == FOLDER / SERVING:
+            write_page()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ascedfast.adapters.schedules import schedule_of
 from ascedfast.demo import load_model
 from ascedfast.linear_update import deterministic_updates, euler_updates
 from benchmarks import s6_loops, s6_rows
-from benchmarks.results import saved
+from benchmarks.results import FOLDER, SERVING, saved
 
 CPU = torch.device("cpu")
 
@@ -24,6 +24,10 @@ def network():
     model, scheduler = load_model("dit")
     model.transformer_blocks = model.transformer_blocks[:1]
     return s6_loops.Network(model.requires_grad_(False), 2, CPU), scheduler
+
+
+def test_the_page_shows_what_is_saved():
+    assert s6_rows.markdown(json.loads((FOLDER / SERVING).read_text())) in s6_rows.PAGE.read_text()
 
 
 def test_all_loops_without_a_correction_have_the_stock_bits(network):
