@@ -27,7 +27,8 @@ REPEATS = 5
 WORSE = 1.3
 ROWS = "not scipy and not (label_regions and reference) and not official and not paper and not pixels"
 """Ours, without those that take seconds: a whole comparison takes one to two minutes."""
-PYTEST = ("--benchmark-enable", "--benchmark-only", "--benchmark-max-time=0.1", "--benchmark-min-rounds=3")
+PYTEST = ("--benchmark-enable", "--benchmark-only", "--benchmark-max-time=0.1", "--benchmark-min-rounds=3", "--dist=no")
+"""``--dist``: any other, as in ``addopts``, turns benchmarks off."""
 Times = dict[str, float]
 Measure = Callable[[Sequence[str] | None], Times]
 

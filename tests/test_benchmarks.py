@@ -333,3 +333,10 @@ def test_schedulers_of_pipelines_are_made_on_the_host():
         made = models._scheduler(DPMSolverMultistepScheduler)
     assert made.alphas_cumprod.device.type == "cpu"
     assert made.alphas_cumprod.dtype == torch.float32
+
+
+def test_the_cpu_rows_of_a_commit_are_timed(monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark measures nothing in a worker
+    rows = compare.rows_of(compare.ROOT, ["benchmarks/test_dilate_mask.py", "-k", "reference"])
+    assert rows
+    assert min(rows.values()) > 0
