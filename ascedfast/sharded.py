@@ -80,7 +80,8 @@ class ShardedEngine(Engine):
         return super().observe(x, m, rows, x0=x0)
 
     def correct_(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor | None:
-        """As ``Engine.correct_``, on every rank after the same step; the mask is of this rank's slice."""
+        """As ``Engine.correct_``, on every rank after the same step; the mask is of this rank's slice. Raises:
+        ShardsDifferError at T_c."""
         return super().correct_(x, self.rows if rows is None else rows)
 
     def _compare(self, x: Tensor, rows: Sequence[int]) -> None:
@@ -94,7 +95,10 @@ class ShardedEngine(Engine):
         self._compared = known
 
     def _agree(self, x: Tensor, batch: Sequence[Row]) -> None:
-        """Raises: ShardsDifferError on every rank that speaks, also where one is at a step and another at its T_c."""
+        """See that all ranks hold such slices of the same rows, at the same step. A collective; waits for the device.
+
+        Raises: ShardsDifferError on every rank that speaks, also where one is at a step and another at its T_c.
+        """
         told = [(row.seed, row.draw, row.first, row.step, row.config, row.schedule) for row in batch]
         mine = (tuple(x.shape), str(x.dtype), hashlib.sha256(repr(told).encode()).hexdigest())
         everyone: list[Any] = [None] * self._ranks

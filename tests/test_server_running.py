@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Servers that run, each in a Ray of its own: S1 to S4, and the limits that need a connection. All in one worker."""
+"""Servers that run, each in a Ray of its own: S1 to S4, and the limits that need a connection."""
 
 import asyncio
 import signal

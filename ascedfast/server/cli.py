@@ -74,8 +74,9 @@ def _settings(given: dict[str, Any]) -> Any:
 
 def _in_words(error: Any) -> str:
     name = ".".join(map(str, error["loc"]))
-    where = f"ASCEDFAST_SERVER_{name.upper()}: " if f"ASCEDFAST_SERVER_{name.upper()}" in os.environ else f"{name} "
-    return f"{where if name else ''}{error['msg'].removeprefix('Value error, ')}"
+    variable = f"ASCEDFAST_SERVER_{name.upper()}"
+    where = f"{variable}: " if variable in os.environ else f"{name} " if name else ""
+    return where + error["msg"].removeprefix("Value error, ")
 
 
 def _check_port(host: str, port: int) -> None:
